@@ -1,0 +1,167 @@
+package requestmirror
+
+import (
+	"expvar"
+	"fmt"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Why an event was dropped before the queue or failed after it: a closed set, which
+// receivers and alerts may rely on.
+const (
+	reasonQueueFull   = "queue_full"     // no room in the queue
+	reasonMemory      = "memory"         // the header alone found no room in memoryLimit
+	reasonExpired     = "expired"        // older than maxAge before it could be delivered
+	reasonCircuitOpen = "circuit_open"   // not tried, as the receiver is known not to want it
+	reasonRetired     = "retired"        // a replaced pipeline did not drain within drainTimeout
+	reasonNetwork     = "network_error"  // no answer: refused, reset, TLS, name resolution
+	reasonTimeout     = "timeout"        // no answer within timeout
+	reasonRejected    = "rejected"       // an answer that is no success and not worth a retry, or 408, 425, 429 to the end
+	reasonServerError = "server_error"   // 5xx to the end
+	reasonGone        = "gone"           // 410
+	reasonTooLarge    = "too_large"      // 413
+	reasonInternal    = "internal_error" // a fault of this plugin
+)
+
+// ledger accounts for every request of one middleware, over all its routers and
+// reloads. Under its lock, and so whenever anybody looks,
+//
+//	seen = filtered + sampledOut + enqueued + dropped
+//	enqueued = delivered + failed + waiting + inFlight
+type ledger struct {
+	name string // of the middleware, as Traefik calls it
+
+	mu         sync.Mutex // held for a few instructions, never over I/O
+	seen       uint64
+	filtered   uint64
+	sampledOut uint64
+	enqueued   uint64
+	delivered  uint64
+	retried    uint64
+	waiting    int64
+	inFlight   int64
+	dropped    map[string]uint64 // by reason
+	failed     map[string]uint64 // by reason
+	truncated  map[string]uint64 // events with a cut body, by reason
+
+	untold    uint64 // drops and failures that the log does not know of
+	lastTold  time.Time
+	lastError string
+}
+
+func newLedger(name string) *ledger {
+	return &ledger{name: name, dropped: map[string]uint64{}, failed: map[string]uint64{}, truncated: map[string]uint64{}}
+}
+
+func countFiltered(l *ledger) {
+	l.mu.Lock()
+	l.seen++
+	l.filtered++
+	l.mu.Unlock()
+}
+
+func countRetry(l *ledger) {
+	l.mu.Lock()
+	l.retried++
+	l.mu.Unlock()
+}
+
+// counts is the ledger as expvar shows it.
+func counts(l *ledger) map[string]interface{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return map[string]interface{}{
+		"seen": l.seen, "filtered": l.filtered, "sampledOut": l.sampledOut, "enqueued": l.enqueued,
+		"dropped": copyCounts(l.dropped), "delivered": l.delivered, "failed": copyCounts(l.failed),
+		"retried": l.retried, "waiting": l.waiting, "inFlight": l.inFlight,
+		"truncated": copyCounts(l.truncated),
+	}
+}
+
+func copyCounts(counts map[string]uint64) map[string]uint64 {
+	c := make(map[string]uint64, len(counts))
+	for reason, n := range counts {
+		c[reason] = n
+	}
+	return c
+}
+
+// The counters are at expvar's "requestmirror", which Traefik serves at /debug/vars
+// of its API when api.debug is set:
+//
+//	{"configErrors": 0, "panics": 0, "middlewares": {"<name>": {…}}}
+//
+// The variables are shared by all interpreters of the process, so they are looked
+// up each time and made only where they are missing.
+func published() *expvar.Map {
+	root, ok := expvar.Get("requestmirror").(*expvar.Map)
+	if !ok {
+		root = expvar.NewMap("requestmirror")
+		root.Add("configErrors", 0)
+		root.Add("panics", 0)
+	}
+	return root
+}
+
+func publishedMiddlewares() *expvar.Map {
+	root := published()
+	all, ok := root.Get("middlewares").(*expvar.Map)
+	if !ok {
+		all = new(expvar.Map).Init()
+		root.Set("middlewares", all)
+	}
+	return all
+}
+
+func publish(l *ledger) {
+	publishedMiddlewares().Set(l.name, expvar.Func(func() interface{} { return snapshot(l) }))
+}
+
+func unpublish(l *ledger) { publishedMiddlewares().Delete(l.name) }
+
+func countConfigError() { published().Add("configErrors", 1) }
+
+func countPanic(r interface{}) {
+	published().Add("panics", 1)
+	logError("requestmirror: internal error, traffic is not affected: " + fmt.Sprint(r))
+}
+
+// contain keeps a panic of this plugin from whoever called it; it is to be deferred.
+// It is not for functions that call the next handler: a panic from there goes on.
+func contain() {
+	if r := recover(); r != nil {
+		countPanic(r)
+	}
+}
+
+// tellEvery is how often a middleware tells of drops and failures in the log.
+const tellEvery = 10 * time.Second
+
+// tell logs what was lost since the last time it did, at most every ten seconds.
+// Workers call it after each event, so no request ever waits for the log.
+func tell(p *pipeline) {
+	l := p.ledger
+	l.mu.Lock()
+	if l.untold == 0 || time.Since(l.lastTold) < tellEvery {
+		l.mu.Unlock()
+		return
+	}
+	text := fmt.Sprintf("requestmirror %q: %d events lost since the last such line; in all: dropped {%s}, failed {%s}; last error: %s",
+		l.name, l.untold, listCounts(l.dropped), listCounts(l.failed), l.lastError)
+	l.untold = 0
+	l.lastTold = time.Now()
+	l.mu.Unlock()
+	logError(text)
+}
+
+func listCounts(counts map[string]uint64) string {
+	list := []string{}
+	for reason, n := range counts {
+		list = append(list, fmt.Sprintf("%s: %d", reason, n))
+	}
+	sort.Strings(list)
+	return strings.Join(list, ", ")
+}

@@ -1,0 +1,344 @@
+package requestmirror
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"time"
+)
+
+// pipeline is the way from the routers of one middleware to its receiver: a bounded
+// queue, the workers that empty it, and a byte budget over everything between.
+//
+// Its life, which registry.go leads:
+//
+//	lease ─▶ LIVE ── last lease ended, grace over ─▶ RETIRED ── empty, or drainTimeout ─▶ GONE
+//	          ▲ │
+//	          └─┘ leased again within the grace, as Traefik does at a reload
+//
+// A request that a replaced configuration still serves when the pipeline is gone
+// starts a worker of its own, which leaves when the event is sent: nothing is lost.
+//
+// There is no select here: Yaegi keeps one case list per statement, so workers
+// would take each other's events.
+type pipeline struct {
+	set    *settings // of delivery; never changes
+	ledger *ledger   // shared by the pipelines of one middleware name
+	sender *sender
+	budget *budget
+	boot   string // prefix of the sequence: when the pipeline began
+
+	// queue has room for set.queueSize events and one notice to leave (nil). Only
+	// who holds the ledger's lock sends, after a look at the length, so that a send
+	// never waits. It is never closed, so that a late request cannot panic.
+	queue chan *capture
+
+	// life ends with drainTimeout, pace with it or when Traefik ends: a worker that
+	// waits for another attempt waits no longer.
+	life     context.Context
+	endLife  context.CancelFunc
+	pace     context.Context
+	endPaces context.CancelFunc
+
+	// Guarded by the ledger's lock.
+	sequence  uint64
+	running   int // workers
+	idle      int // workers that wait for work
+	retired   bool
+	drain     *time.Timer // ends the life of a retired pipeline
+	pausedTo  time.Time   // Retry-After: no attempt before
+	goneUntil time.Time   // 410: no attempt before, events are dropped
+
+	// Guarded by the registry's lock.
+	leases int
+	grace  *time.Timer
+}
+
+func newPipeline(set *settings, l *ledger) *pipeline {
+	p := &pipeline{
+		set: set, ledger: l, sender: newSender(set), budget: &budget{limit: set.memoryLimit},
+		boot: fmt.Sprintf("%012x", time.Now().UnixMilli()),
+	}
+	p.queue = make(chan *capture, set.queueSize+1)
+	life, endLife := context.WithCancel(context.Background())
+	pace, endPaces := context.WithCancel(life)
+	p.life = life
+	p.endLife = endLife
+	p.pace = pace
+	p.endPaces = endPaces
+	return p
+}
+
+// offer puts the capture into the queue or counts why not. It never waits: the lock
+// is held for a few instructions and by nobody who does I/O.
+func offer(p *pipeline, c *capture) {
+	if len(p.queue) >= backlog {
+		weigh(p, c)
+	}
+	l := p.ledger
+	l.mu.Lock()
+	l.seen++
+	p.sequence++
+	c.sequence = p.sequence
+	if c.refused {
+		drop(p, c, reasonMemory)
+	} else if len(p.queue) >= p.set.queueSize && !makeRoom(p) {
+		drop(p, c, reasonQueueFull)
+	} else {
+		l.enqueued++
+		l.waiting++
+		p.queue <- c
+		if p.running < p.set.workers {
+			staff(p)
+		}
+	}
+	l.mu.Unlock()
+}
+
+// drop counts an event that found no place. The ledger is locked.
+func drop(p *pipeline, c *capture, reason string) {
+	p.ledger.dropped[reason]++
+	p.ledger.untold++
+	discharge(p.budget, c)
+}
+
+// makeRoom takes the oldest event out of a full queue, if the operator wants that,
+// and says whether there is room now. The ledger is locked. The receive goes by
+// reflection because it must not wait: a worker may have been faster.
+func makeRoom(p *pipeline) bool {
+	if !p.set.dropOldest {
+		return false
+	}
+	v, ok := reflect.ValueOf(p.queue).TryRecv()
+	if ok {
+		evict(p, v.Interface())
+	}
+	return len(p.queue) < p.set.queueSize
+}
+
+func evict(p *pipeline, oldest interface{}) {
+	c, ok := oldest.(*capture)
+	if !ok || c == nil {
+		p.queue <- nil // a notice to leave, which keeps
+		return
+	}
+	p.ledger.waiting--
+	p.ledger.untold++
+	p.ledger.failed[reasonQueueFull]++
+	c.settled = true
+	discharge(p.budget, c)
+}
+
+// staff starts a worker if more events wait than workers. The ledger is locked.
+func staff(p *pipeline) {
+	if p.running >= p.set.workers || len(p.queue) <= p.idle {
+		return
+	}
+	if p.retired && p.running == 0 {
+		p.queue <- nil
+	}
+	p.running++
+	go work(p)
+}
+
+// work is the life of a worker: it sees one event after the other through.
+func work(p *pipeline) {
+	for {
+		c := take(p)
+		if c == nil {
+			return
+		}
+		handle(p, c)
+	}
+}
+
+// take waits for an event; nil tells the worker to leave.
+func take(p *pipeline) *capture {
+	l := p.ledger
+	l.mu.Lock()
+	p.idle++
+	l.mu.Unlock()
+	for {
+		c := <-p.queue
+		l.mu.Lock()
+		if c != nil {
+			p.idle--
+			l.waiting--
+			l.inFlight++
+			staff(p)
+			l.mu.Unlock()
+			return c
+		}
+		if leave(p) {
+			l.mu.Unlock()
+			return nil
+		}
+		l.mu.Unlock()
+	}
+}
+
+// leave says whether the worker that got the notice to leave may do so; it passes
+// the notice on behind what still waits, or to the other workers. The last worker
+// leaves nothing behind. The ledger is locked.
+func leave(p *pipeline) bool {
+	if len(p.queue) > 0 {
+		p.queue <- nil
+		return false
+	}
+	p.idle--
+	p.running--
+	if p.running > 0 {
+		p.queue <- nil
+	} else {
+		dissolve(p)
+	}
+	return true
+}
+
+// retire lets the workers leave when the queue is empty, and ends what is still
+// under way after drainTimeout.
+func retire(p *pipeline) {
+	l := p.ledger
+	l.mu.Lock()
+	p.retired = true
+	if p.running == 0 {
+		dissolve(p)
+	} else {
+		p.queue <- nil
+		p.drain = time.AfterFunc(p.set.drainTimeout, p.endLife)
+	}
+	l.mu.Unlock()
+}
+
+// dissolve lets go of what a retired pipeline without workers still holds. It may
+// run again, after a late request. The ledger is locked.
+func dissolve(p *pipeline) {
+	if p.drain != nil {
+		p.drain.Stop()
+	}
+	go cleanUp(p)
+}
+
+func cleanUp(p *pipeline) {
+	defer contain()
+	p.sender.transport.CloseIdleConnections()
+	forget(p)
+}
+
+// handle sees one event through: delivered or failed, and counted once.
+func handle(p *pipeline, c *capture) {
+	defer rescue(p, c)
+	reason, detail := deliver(p, c)
+	settle(p, c, reason, detail)
+	tell(p)
+}
+
+// rescue counts the event of a delivery that panicked; the worker goes on.
+func rescue(p *pipeline, c *capture) {
+	if r := recover(); r != nil {
+		countPanic(r)
+		settle(p, c, reasonInternal, "")
+	}
+}
+
+// settle counts what became of an event: an empty reason is delivered.
+func settle(p *pipeline, c *capture, reason, detail string) {
+	l := p.ledger
+	l.mu.Lock()
+	if !c.settled {
+		c.settled = true
+		l.inFlight--
+		if reason == "" {
+			l.delivered++
+		} else {
+			l.failed[reason]++
+			l.untold++
+			l.lastError = detail
+		}
+		if c.body != nil && c.body.cut != "" {
+			l.truncated[c.body.cut]++
+		}
+		discharge(p.budget, c)
+	}
+	l.mu.Unlock()
+}
+
+// pause waits for d, or until it is of no use to wait: the pipeline ends, or Traefik does.
+func pause(p *pipeline, d time.Duration) {
+	ctx, cancel := context.WithTimeout(p.pace, d)
+	defer cancel()
+	<-ctx.Done()
+}
+
+// deliver is a whole delivery: one event, up to retry.attempts attempts, within
+// maxAge. It returns the reason of the failure, empty if there is none, and a text
+// for the log.
+func deliver(p *pipeline, c *capture) (reason, detail string) {
+	deadline := c.at.Add(p.set.maxAge)
+	if time.Now().After(deadline) {
+		return reasonExpired, "waited longer than maxAge"
+	}
+	d := &delivery{}
+	for {
+		until, gone := heldBack(p)
+		if gone {
+			return reasonCircuitOpen, "the receiver answered 410 Gone less than ten minutes ago"
+		}
+		if until.After(deadline) {
+			return reasonExpired, "the receiver asked to wait longer than maxAge"
+		}
+		if wait := time.Until(until); wait > 0 {
+			pause(p, wait)
+		}
+		if p.life.Err() != nil {
+			return reasonRetired, "drainTimeout passed"
+		}
+		if d.payload == nil {
+			d.id = newID(c.at)
+			d.payload = encode(p, c, d)
+		}
+		d.attempts++
+		v := attempt(p, d)
+		if v.reason == "" {
+			return "", ""
+		}
+		holdBack(p, v)
+		if !v.retry || d.attempts >= p.set.attempts {
+			return v.reason, fmt.Sprintf("attempt %d of %d: %s", d.attempts, p.set.attempts, v.detail)
+		}
+		countRetry(p.ledger)
+		wait := v.after
+		if wait == 0 {
+			wait = backoff(p.set, d.attempts)
+		}
+		if time.Now().Add(wait).After(deadline) {
+			return reasonExpired, fmt.Sprintf("attempt %d of %d: %s", d.attempts, p.set.attempts, v.detail)
+		}
+		if v.after == 0 {
+			pause(p, wait)
+		}
+	}
+}
+
+// heldBack says until when the receiver wants no attempts, and whether it is gone.
+func heldBack(p *pipeline) (until time.Time, gone bool) {
+	p.ledger.mu.Lock()
+	defer p.ledger.mu.Unlock()
+	return p.pausedTo, time.Now().Before(p.goneUntil)
+}
+
+// holdBack makes all workers heed what an answer asks for.
+func holdBack(p *pipeline, v verdict) {
+	if v.after == 0 && v.reason != reasonGone {
+		return
+	}
+	now := time.Now()
+	p.ledger.mu.Lock()
+	if v.reason == reasonGone {
+		p.goneUntil = now.Add(goneFor)
+	}
+	if until := now.Add(v.after); until.After(p.pausedTo) {
+		p.pausedTo = until
+	}
+	p.ledger.mu.Unlock()
+}
