@@ -1,6 +1,7 @@
 package requestmirror
 
 import (
+	"bytes"
 	"io"
 	"net/http"
 	"strings"
@@ -36,27 +37,64 @@ type body struct {
 	declared int64 // Content-Length; -1 unknown
 	limit    int64 // bytes to keep at most
 
-	mu      sync.Mutex // guards all below until closed, then they are the worker's
-	size    int64      // bytes that the client sent, as far as they were read
-	kept    int64
-	charged int64    // bytes of the budget
-	list    [][]byte // what was kept
-	ended   bool     // whether the end of the body was read
-	closed  bool     // what is read from here on is not ours
-	cut     string   // why there is less than the whole, empty if whole
+	mu      sync.Mutex // guards all below until closed; then they are the worker's
+	part    []byte     // what was kept last; nil once closed
+	full    [][]byte   // what was kept before, in order
+	kept    int64      // bytes in full, and once closed in last, too
+	beyond  int64      // bytes that were read but not kept
+	charged int64      // bytes of the budget
+	ended   bool       // whether the end of the body was read
+	closed  bool       // what is read from here on is not ours
+	last    []byte     // the last part, once closed
+	cut     string     // why there is less than the whole, empty if whole
 }
 
-func newBody(m *Mirror, req *http.Request) *body {
+// tee puts a tee into the request's body. The tee reads only when it is read, and
+// passes on every byte, error and Close when they come.
+func tee(m *Mirror, req *http.Request, c *capture) {
+	n := req.ContentLength
+	if n < 0 || n > m.small || !charge(m.pipe.budget, n) {
+		teeOther(m, req, c)
+		return
+	}
+	b := &body{budget: m.pipe.budget, declared: n, limit: n, charged: n, part: make([]byte, 0, n)}
+	c.body = b
+	req.Body = &teed{io.TeeReader(req.Body, b), req.Body}
+}
+
+func teeOther(m *Mirror, req *http.Request, c *capture) {
+	defer contain()
 	b := &body{budget: m.pipe.budget, declared: req.ContentLength, limit: m.set.maxBodySize}
+	c.body = b
 	if !m.set.mirrorBody {
 		b.cut = cutDisabled
 	} else if m.set.bodyTypes != nil && !m.set.bodyTypes.MatchString(mediaType(req.Header)) {
 		b.cut = cutContentType
+	} else if req.Method == http.MethodConnect {
+		b.cut = cutUnread // a tunnel (RFC 9110, 9.3.6) is not a body, and stays untouched
 	}
 	if b.cut != "" {
 		b.limit = 0
 	}
-	return b
+	if b.cut != "" && b.declared >= 0 {
+		b.beyond = b.declared // nothing is kept, and the size is known: no tee
+		return
+	}
+	source := req.Body
+	if source == nil || req.Method == http.MethodConnect {
+		return
+	}
+	if b.declared >= 0 && b.declared <= b.limit {
+		req.Body = &teed{io.TeeReader(source, b), source}
+		return
+	}
+	// A length that is unknown or over the limit: what is beyond the limit is read by
+	// uncopied, which counts and sees the end; what is kept is read by compiled code.
+	var rest io.Reader = &uncopied{b, source}
+	if b.limit > 0 {
+		rest = io.MultiReader(io.TeeReader(io.LimitReader(source, b.limit), b), rest)
+	}
+	req.Body = &teed{rest, source}
 }
 
 // mediaType is the lower-case content type without parameters.
@@ -75,29 +113,16 @@ type teed struct {
 	io.Closer
 }
 
-// around returns source with a tee to b. It reads only when it is read, passes on
-// every byte, error and Close, and keeps the reads that source sees as they were.
-func around(b *body, source io.ReadCloser) io.ReadCloser {
-	if source == nil || (b.cut != "" && b.declared >= 0) {
-		b.size = b.declared // nothing is kept, and the size is known: no tee
-		return source
-	}
-	if b.declared >= 0 && b.declared <= b.limit {
-		return &teed{io.TeeReader(source, b), source}
-	}
-	// A length that is unknown or over the limit: the rest is read by uncopied, which
-	// counts and sees the end; the part that is kept never meets interpreted reads.
-	var rest io.Reader = &uncopied{b, source}
-	if b.limit == 0 {
-		return &teed{rest, source}
-	}
-	return &teed{io.MultiReader(io.TeeReader(io.LimitReader(source, b.limit), b), rest), source}
-}
-
-// Write takes what was read for the backend. It never fails, as that would be an
+// Write keeps what was read for the backend. It never fails, as that would be an
 // error in the backend's read.
 func (b *body) Write(p []byte) (int, error) {
-	keep(b, p)
+	b.mu.Lock()
+	if len(p) <= cap(b.part)-len(b.part) {
+		b.part = append(b.part, p...)
+	} else {
+		keepRest(b, p)
+	}
+	b.mu.Unlock()
 	return len(p), nil
 }
 
@@ -116,91 +141,131 @@ func (u *uncopied) Read(p []byte) (int, error) {
 func pass(b *body, n int, end bool) {
 	b.mu.Lock()
 	if !b.closed {
-		b.size += int64(n)
+		b.beyond += int64(n)
 		b.ended = b.ended || end
 	}
 	b.mu.Unlock()
 }
 
-func keep(b *body, p []byte) {
-	b.mu.Lock()
-	if !b.closed {
-		b.size += int64(len(p))
-		// Only a reader that gives more than the declared length gets here with more.
-		if room := b.limit - b.kept; int64(len(p)) > room {
-			p = p[:room]
-		}
-		for len(p) > 0 && b.cut == "" {
-			last := len(b.list) - 1
-			if last < 0 || len(b.list[last]) == cap(b.list[last]) {
-				grow(b)
-				continue
-			}
-			part := b.list[last]
-			n := copy(part[len(part):cap(part)], p)
-			b.list[last] = part[:len(part)+n]
-			b.kept += int64(n)
-			p = p[n:]
-		}
+// keepRest keeps what does not fit into the current part. The body is locked.
+func keepRest(b *body, p []byte) {
+	if b.closed {
+		return
 	}
-	b.mu.Unlock()
+	// Only a reader that gives more than the declared length gets here with more.
+	if room := b.limit - b.kept - int64(len(b.part)); int64(len(p)) > room {
+		b.beyond += int64(len(p)) - room
+		p = p[:room]
+	}
+	for len(p) > 0 {
+		if b.cut != "" || len(b.part) == cap(b.part) && !grow(b) {
+			b.cut = cutMemory
+			b.beyond += int64(len(p))
+			return
+		}
+		n := len(p)
+		if free := cap(b.part) - len(b.part); n > free {
+			n = free
+		}
+		b.part = append(b.part, p[:n]...)
+		p = p[n:]
+	}
 }
 
-// grow adds an empty part to the list, or cuts the body if the budget is spent.
-// A small body of known length gets one part that fits.
-func grow(b *body) {
+// grow begins another part, or says that the budget is spent. The first part is
+// small: a client that announces much and sends little shall hold little.
+func grow(b *body) bool {
 	n := int64(partSize)
-	if left := b.declared - b.kept; left > 0 && left <= n {
-		n = left
-	} else if len(b.list) == 0 {
+	if b.part == nil {
 		n = firstPart
 	}
-	if left := b.limit - b.kept; left < n {
+	kept := b.kept + int64(len(b.part))
+	if left := b.declared - kept; left > 0 && left < n {
+		n = left
+	}
+	if left := b.limit - kept; left < n {
 		n = left
 	}
 	if !charge(b.budget, n) {
-		b.cut = cutMemory
-		return
+		return false
 	}
 	b.charged += n
+	if b.part != nil {
+		b.full = append(b.full, b.part)
+		b.kept = kept
+	}
+	b.part = newPart(int(n))
+	return true
+}
+
+func newPart(n int) []byte {
 	if n == partSize {
 		if used, ok := parts.Get().(*[]byte); ok {
-			b.list = append(b.list, (*used)[:0])
-			return
+			return (*used)[:0]
 		}
 	}
-	b.list = append(b.list, make([]byte, 0, n))
+	return make([]byte, 0, n)
 }
 
-// closeBody ends the capture: what the transport reads from here on is not ours.
-// Of several reasons for a cut the one that says most is kept; that a body was also
-// longer than the limit shows in its size.
-func closeBody(b *body, aborted bool) {
+// finish ends the capture once the backend has answered, given up or panicked, and
+// mirrors it. What the transport reads from here on is not ours.
+func finish(p *pipeline, req *http.Request, c *capture) {
+	b := c.body
 	b.mu.Lock()
 	b.closed = true
-	whole := b.ended || (b.declared >= 0 && b.size >= b.declared)
-	if b.cut == "" && !whole {
-		b.cut = cutUnread
-		if aborted {
-			b.cut = cutAborted
-		}
-	}
-	if b.cut == "" && b.size > b.kept {
-		b.cut = cutLimit
+	b.last = b.part
+	b.part = nil
+	b.kept += int64(len(b.last))
+	if b.kept != b.declared {
+		explainCut(b, req)
 	}
 	b.mu.Unlock()
+	offer(p, c)
 }
 
-// recycle lets go of the kept bytes. The worker calls it when nothing reads them
-// any more; a second call does nothing.
-func recycle(b *body) {
-	list := b.list
-	b.list = nil
-	for i := range list {
-		if cap(list[i]) == partSize {
-			giveBack(list[i])
+// explainCut notes why less than the whole body was kept, if so. Of several reasons
+// it is the one that says most: that a body was also longer than the limit shows in
+// its size. The body is locked.
+func explainCut(b *body, req *http.Request) {
+	defer contain()
+	if b.cut != "" {
+		return
+	}
+	if !b.ended && (b.declared < 0 || b.kept+b.beyond < b.declared) {
+		b.cut = cutUnread
+		// The server cancels the context when a read from the client fails, on HTTP/1
+		// and HTTP/2 alike; for reasons of its own it does so after we have returned.
+		if req.Context().Err() != nil {
+			b.cut = cutAborted
 		}
+	} else if b.beyond > 0 {
+		b.cut = cutLimit
 	}
 }
 
-func giveBack(part []byte) { parts.Put(&part) }
+// content is what was kept, in one piece; the parts are let go of. It is the worker's,
+// once nothing writes any more.
+func content(b *body) []byte {
+	if len(b.full) == 0 {
+		return b.last
+	}
+	whole := bytes.Join(append(b.full, b.last), nil)
+	recycle(b)
+	return whole
+}
+
+// recycle lets go of the kept bytes; a second call does nothing.
+func recycle(b *body) {
+	for i := range b.full {
+		recyclePart(b.full[i])
+	}
+	recyclePart(b.last)
+	b.full = nil
+	b.last = nil
+}
+
+func recyclePart(part []byte) {
+	if cap(part) == partSize {
+		parts.Put(&part)
+	}
+}

@@ -26,39 +26,12 @@ type capture struct {
 }
 
 // wanted says whether the request is to be mirrored, and counts it as filtered if not.
-func wanted(m *Mirror, req *http.Request) (mirrored bool) {
-	if m.screened && !m.set.methods[req.Method] {
-		countFiltered(m.pipe.ledger)
-		return false
-	}
-	if req.Header[markerHeader] != nil && isDelivery(req) {
+func wanted(m *Mirror, req *http.Request) bool {
+	if m.screened && !m.set.methods[req.Method] || req.Header[markerHeader] != nil && isDelivery(req) {
 		countFiltered(m.pipe.ledger)
 		return false
 	}
 	return true
-}
-
-// teeRequest starts the capture of a request with a body and puts the tee into it.
-// It returns nil if that failed; the request then goes on as it came.
-func teeRequest(m *Mirror, req *http.Request) *capture {
-	defer contain()
-	c := newCapture(m, req)
-	c.body = newBody(m, req)
-	req.Body = around(c.body, req.Body)
-	return c
-}
-
-// mirrorTeed mirrors a request with a body once the backend has answered, given up
-// or panicked.
-func mirrorTeed(m *Mirror, req *http.Request, c *capture) {
-	defer contain()
-	if c == nil {
-		return
-	}
-	// The server cancels the context when a read from the client fails, on HTTP/1
-	// and HTTP/2 alike; it does so for its own reasons only after we have returned.
-	closeBody(c.body, req.Context().Err() != nil)
-	offer(m.pipe, c)
 }
 
 // backlog is the number of waiting events from which on the header is weighed, too.

@@ -35,14 +35,12 @@ type ledger struct {
 	name string // of the middleware, as Traefik calls it
 
 	mu         sync.Mutex // held for a few instructions, never over I/O
-	seen       uint64
 	filtered   uint64
 	sampledOut uint64
-	enqueued   uint64
+	past       uint64 // events offered to pipelines that are forgotten
 	delivered  uint64
 	retried    uint64
-	waiting    int64
-	inFlight   int64
+	inFlight   uint64
 	dropped    map[string]uint64 // by reason
 	failed     map[string]uint64 // by reason
 	truncated  map[string]uint64 // events with a cut body, by reason
@@ -58,7 +56,6 @@ func newLedger(name string) *ledger {
 
 func countFiltered(l *ledger) {
 	l.mu.Lock()
-	l.seen++
 	l.filtered++
 	l.mu.Unlock()
 }
@@ -69,16 +66,26 @@ func countRetry(l *ledger) {
 	l.mu.Unlock()
 }
 
-// counts is the ledger as expvar shows it.
-func counts(l *ledger) map[string]interface{} {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// counts is the ledger as expvar shows it, where offered is the number of events that
+// came to the queue. What waits is the rest of the second equation, so a lost event
+// would wait for ever. The ledger is locked.
+func counts(l *ledger, offered uint64) map[string]interface{} {
+	enqueued := offered - sum(l.dropped)
 	return map[string]interface{}{
-		"seen": l.seen, "filtered": l.filtered, "sampledOut": l.sampledOut, "enqueued": l.enqueued,
-		"dropped": copyCounts(l.dropped), "delivered": l.delivered, "failed": copyCounts(l.failed),
-		"retried": l.retried, "waiting": l.waiting, "inFlight": l.inFlight,
-		"truncated": copyCounts(l.truncated),
+		"seen": l.filtered + l.sampledOut + offered, "filtered": l.filtered, "sampledOut": l.sampledOut,
+		"enqueued": enqueued, "dropped": copyCounts(l.dropped),
+		"delivered": l.delivered, "failed": copyCounts(l.failed), "inFlight": l.inFlight,
+		"waiting": enqueued - l.delivered - sum(l.failed) - l.inFlight,
+		"retried": l.retried, "truncated": copyCounts(l.truncated),
 	}
+}
+
+func sum(counts map[string]uint64) uint64 {
+	var n uint64
+	for _, count := range counts {
+		n += count
+	}
+	return n
 }
 
 func copyCounts(counts map[string]uint64) map[string]uint64 {

@@ -27,12 +27,16 @@ import (
 	"time"
 )
 
-// Mirror is the middleware of one router. It is made by New and never changes.
+// Mirror is the middleware of one router. It is made by New and never changes. The
+// fields below set are copies of what the request path would else have to look up.
 type Mirror struct {
 	next     http.Handler
 	pipe     *pipeline // shared by the routers of the middleware, and kept over reloads
 	set      *settings
-	screened bool // whether methods are filtered, copied here for the request path
+	queue    chan *capture
+	full     int   // events in the queue from which on a request without a body is not even captured
+	small    int64 // bodies of up to this size are kept in one piece
+	screened bool  // whether methods are filtered
 }
 
 // New makes the middleware of one router; Traefik calls it for every router that
@@ -78,52 +82,75 @@ func build(ctx context.Context, b *built, next http.Handler, config *Config, nam
 		}
 	}
 	if set.enabled && !(set.methods != nil && len(set.methods) == 0) {
-		b.mirror = &Mirror{next: next, pipe: lease(ctx, set), set: set, screened: set.methods != nil}
+		b.mirror = newMirror(next, set, lease(ctx, set))
 	}
+}
+
+func newMirror(next http.Handler, set *settings, p *pipeline) *Mirror {
+	m := &Mirror{next: next, pipe: p, set: set, queue: p.queue, full: set.queueSize, screened: set.methods != nil}
+	if set.dropOldest {
+		m.full++ // never reached
+	}
+	if set.mirrorBody && set.bodyTypes == nil {
+		m.small = firstPart
+		if m.small > set.maxBodySize {
+			m.small = set.maxBodySize
+		}
+	}
+	return m
 }
 
 // ServeHTTP mirrors the request and passes it on. It never answers, never waits
 // and hands rw and, but for a tee in its body, req to the next handler as they came.
 func (m *Mirror) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
-	if req.ContentLength != 0 || m.screened || req.Header[markerHeader] != nil {
-		serveOther(m, rw, req)
+	if m.screened || req.Header[markerHeader] != nil {
+		serveScreened(m, rw, req)
 		return
 	}
-	mirrorNow(m, req)
+	if req.ContentLength != 0 {
+		serveBody(m, rw, req)
+		return
+	}
+	mirrorBare(m, req)
 	m.next.ServeHTTP(rw, req)
 }
 
-// serveOther serves what is not simply a request without a body.
-func serveOther(m *Mirror, rw http.ResponseWriter, req *http.Request) {
-	if !wanted(m, req) {
-		m.next.ServeHTTP(rw, req)
-		return
+// serveScreened serves a request that may not be wanted.
+func serveScreened(m *Mirror, rw http.ResponseWriter, req *http.Request) {
+	if wanted(m, req) {
+		if req.ContentLength != 0 {
+			serveBody(m, rw, req)
+			return
+		}
+		mirrorBare(m, req)
 	}
-	// The payload of CONNECT is a tunnel (RFC 9110, 9.3.6), not a body.
-	if req.ContentLength == 0 || req.Method == http.MethodConnect {
-		mirrorNow(m, req)
-		m.next.ServeHTTP(rw, req)
-		return
-	}
-	c := teeRequest(m, req)
-	// Deferred, so that a request whose handler panics is mirrored too. Nothing is
-	// recovered here: the panic belongs to Traefik, which must see the same value.
-	defer mirrorTeed(m, req, c)
 	m.next.ServeHTTP(rw, req)
 }
 
-// mirrorNow mirrors a request without a body before the backend answers, so that
-// WebSockets and event streams are seen when they begin.
-func mirrorNow(m *Mirror, req *http.Request) {
-	defer contain()
-	offer(m.pipe, newCapture(m, req))
+// mirrorBare mirrors a request without a body, before the backend answers, so that
+// WebSockets and event streams are seen when they begin. Strings are shared, which
+// is safe as they never change; the header is cloned, as other middlewares change it.
+func mirrorBare(m *Mirror, req *http.Request) {
+	if len(m.queue) >= m.full {
+		dropEarly(m.pipe)
+		return
+	}
+	offer(m.pipe, &capture{
+		set: m.set, at: time.Now(), method: req.Method, uri: req.RequestURI, host: req.Host,
+		proto: req.Proto, remote: req.RemoteAddr, secure: req.TLS, header: req.Header.Clone(),
+	})
 }
 
-// newCapture copies what the event will need of req. Strings are shared, which is
-// safe as they never change; the header is cloned, as other middlewares change it.
-func newCapture(m *Mirror, req *http.Request) *capture {
-	return &capture{
+// serveBody serves a request with a body, which is mirrored when the backend has
+// answered. The mirroring is deferred, so that it happens when the handler panics,
+// too. Nothing is recovered here: the panic belongs to Traefik, which must see the
+// same value.
+func serveBody(m *Mirror, rw http.ResponseWriter, req *http.Request) {
+	c := &capture{
 		set: m.set, at: time.Now(), method: req.Method, uri: req.RequestURI, host: req.Host,
 		proto: req.Proto, remote: req.RemoteAddr, secure: req.TLS, header: req.Header.Clone(),
 	}
+	tee(m, req, c)
+	defer finish(m.pipe, req, c)
+	m.next.ServeHTTP(rw, req)
 }

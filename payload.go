@@ -179,20 +179,19 @@ func marshal(e *wireEvent) []byte {
 }
 
 func encodeBody(b *body) *wireBody {
-	content := bytes.Join(b.list, nil)
-	recycle(b)
-	w := &wireBody{Size: b.size, Truncated: b.cut != "", Reason: b.cut}
+	kept := content(b)
+	w := &wireBody{Size: b.kept + b.beyond, Truncated: b.cut != "", Reason: b.cut}
 	if w.Truncated {
-		content = wholeRunes(content)
+		kept = wholeRunes(kept)
 	}
-	if w.Truncated && len(content) == 0 {
+	if w.Truncated && len(kept) == 0 {
 		return w
 	}
-	if utf8.Valid(content) {
-		text := string(content)
+	if utf8.Valid(kept) {
+		text := string(kept)
 		w.Content = &text
 	} else {
-		w.ContentBase64 = base64.StdEncoding.EncodeToString(content)
+		w.ContentBase64 = base64.StdEncoding.EncodeToString(kept)
 	}
 	return w
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"sync"
 	"time"
 )
 
@@ -40,14 +41,18 @@ type pipeline struct {
 	pace     context.Context
 	endPaces context.CancelFunc
 
-	// Guarded by the ledger's lock.
-	sequence  uint64
-	running   int // workers
-	idle      int // workers that wait for work
+	// mu is the ledger's lock, so that counts and queue always agree. It guards all
+	// below but the leases.
+	mu        *sync.Mutex
+	room      int    // an offer needs no second look while fewer events wait
+	sequence  uint64 // of the last event offered
+	running   int    // workers
+	idle      int    // workers that wait for work
 	retired   bool
+	forgotten bool        // whether the registry has let go of it
 	drain     *time.Timer // ends the life of a retired pipeline
 	pausedTo  time.Time   // Retry-After: no attempt before
-	goneUntil time.Time   // 410: no attempt before, events are dropped
+	goneUntil time.Time   // 410: no attempt before, events fail at once
 
 	// Guarded by the registry's lock.
 	leases int
@@ -56,7 +61,7 @@ type pipeline struct {
 
 func newPipeline(set *settings, l *ledger) *pipeline {
 	p := &pipeline{
-		set: set, ledger: l, sender: newSender(set), budget: &budget{limit: set.memoryLimit},
+		set: set, ledger: l, mu: &l.mu, sender: newSender(set), budget: &budget{limit: set.memoryLimit},
 		boot: fmt.Sprintf("%012x", time.Now().UnixMilli()),
 	}
 	p.queue = make(chan *capture, set.queueSize+1)
@@ -72,30 +77,55 @@ func newPipeline(set *settings, l *ledger) *pipeline {
 // offer puts the capture into the queue or counts why not. It never waits: the lock
 // is held for a few instructions and by nobody who does I/O.
 func offer(p *pipeline, c *capture) {
-	if len(p.queue) >= backlog {
+	p.mu.Lock()
+	if len(p.queue) < p.room {
+		p.sequence++
+		c.sequence = p.sequence
+		p.queue <- c
+		p.mu.Unlock()
+		return
+	}
+	p.mu.Unlock()
+	offerCarefully(p, c)
+}
+
+// offerCarefully is offer where there is more to look at: workers to start, a
+// backlog, a full queue, a pipeline that is retired.
+func offerCarefully(p *pipeline, c *capture) {
+	defer contain()
+	if n := len(p.queue); n >= backlog && (n < p.set.queueSize || p.set.dropOldest) {
 		weigh(p, c)
 	}
-	l := p.ledger
-	l.mu.Lock()
-	l.seen++
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.sequence++
 	c.sequence = p.sequence
+	if p.forgotten {
+		p.ledger.past++
+	}
 	if c.refused {
 		drop(p, c, reasonMemory)
 	} else if len(p.queue) >= p.set.queueSize && !makeRoom(p) {
 		drop(p, c, reasonQueueFull)
 	} else {
-		l.enqueued++
-		l.waiting++
 		p.queue <- c
-		if p.running < p.set.workers {
-			staff(p)
-		}
+		staff(p)
 	}
-	l.mu.Unlock()
 }
 
-// drop counts an event that found no place. The ledger is locked.
+// dropEarly counts a request that found the queue full and was not captured.
+func dropEarly(p *pipeline) {
+	p.mu.Lock()
+	p.sequence++
+	if p.forgotten {
+		p.ledger.past++
+	}
+	p.ledger.dropped[reasonQueueFull]++
+	p.ledger.untold++
+	p.mu.Unlock()
+}
+
+// drop counts an event that found no place. The pipeline is locked.
 func drop(p *pipeline, c *capture, reason string) {
 	p.ledger.dropped[reason]++
 	p.ledger.untold++
@@ -103,7 +133,7 @@ func drop(p *pipeline, c *capture, reason string) {
 }
 
 // makeRoom takes the oldest event out of a full queue, if the operator wants that,
-// and says whether there is room now. The ledger is locked. The receive goes by
+// and says whether there is room now. The pipeline is locked. The receive goes by
 // reflection because it must not wait: a worker may have been faster.
 func makeRoom(p *pipeline) bool {
 	if !p.set.dropOldest {
@@ -122,23 +152,29 @@ func evict(p *pipeline, oldest interface{}) {
 		p.queue <- nil // a notice to leave, which keeps
 		return
 	}
-	p.ledger.waiting--
 	p.ledger.untold++
 	p.ledger.failed[reasonQueueFull]++
 	c.settled = true
 	discharge(p.budget, c)
 }
 
-// staff starts a worker if more events wait than workers. The ledger is locked.
+// staff starts a worker if more events wait than workers. The pipeline is locked.
+// Once all workers are there, offers need not look here any more.
 func staff(p *pipeline) {
-	if p.running >= p.set.workers || len(p.queue) <= p.idle {
-		return
+	if p.running < p.set.workers && len(p.queue) > p.idle {
+		if p.retired && p.running == 0 {
+			p.queue <- nil
+		}
+		p.running++
+		go work(p)
 	}
-	if p.retired && p.running == 0 {
-		p.queue <- nil
+	p.room = 0
+	if p.running == p.set.workers && !p.retired {
+		p.room = backlog
+		if p.room > p.set.queueSize {
+			p.room = p.set.queueSize
+		}
 	}
-	p.running++
-	go work(p)
 }
 
 // work is the life of a worker: it sees one event after the other through.
@@ -154,32 +190,30 @@ func work(p *pipeline) {
 
 // take waits for an event; nil tells the worker to leave.
 func take(p *pipeline) *capture {
-	l := p.ledger
-	l.mu.Lock()
+	p.mu.Lock()
 	p.idle++
-	l.mu.Unlock()
+	p.mu.Unlock()
 	for {
 		c := <-p.queue
-		l.mu.Lock()
+		p.mu.Lock()
 		if c != nil {
 			p.idle--
-			l.waiting--
-			l.inFlight++
+			p.ledger.inFlight++
 			staff(p)
-			l.mu.Unlock()
+			p.mu.Unlock()
 			return c
 		}
-		if leave(p) {
-			l.mu.Unlock()
+		leaving := leave(p)
+		p.mu.Unlock()
+		if leaving {
 			return nil
 		}
-		l.mu.Unlock()
 	}
 }
 
 // leave says whether the worker that got the notice to leave may do so; it passes
 // the notice on behind what still waits, or to the other workers. The last worker
-// leaves nothing behind. The ledger is locked.
+// leaves nothing behind. The pipeline is locked.
 func leave(p *pipeline) bool {
 	if len(p.queue) > 0 {
 		p.queue <- nil
@@ -198,20 +232,20 @@ func leave(p *pipeline) bool {
 // retire lets the workers leave when the queue is empty, and ends what is still
 // under way after drainTimeout.
 func retire(p *pipeline) {
-	l := p.ledger
-	l.mu.Lock()
+	p.mu.Lock()
 	p.retired = true
+	p.room = 0
 	if p.running == 0 {
 		dissolve(p)
 	} else {
 		p.queue <- nil
 		p.drain = time.AfterFunc(p.set.drainTimeout, p.endLife)
 	}
-	l.mu.Unlock()
+	p.mu.Unlock()
 }
 
 // dissolve lets go of what a retired pipeline without workers still holds. It may
-// run again, after a late request. The ledger is locked.
+// run again, after a late request. The pipeline is locked.
 func dissolve(p *pipeline) {
 	if p.drain != nil {
 		p.drain.Stop()
@@ -244,7 +278,7 @@ func rescue(p *pipeline, c *capture) {
 // settle counts what became of an event: an empty reason is delivered.
 func settle(p *pipeline, c *capture, reason, detail string) {
 	l := p.ledger
-	l.mu.Lock()
+	p.mu.Lock()
 	if !c.settled {
 		c.settled = true
 		l.inFlight--
@@ -260,7 +294,7 @@ func settle(p *pipeline, c *capture, reason, detail string) {
 		}
 		discharge(p.budget, c)
 	}
-	l.mu.Unlock()
+	p.mu.Unlock()
 }
 
 // pause waits for d, or until it is of no use to wait: the pipeline ends, or Traefik does.
@@ -322,8 +356,8 @@ func deliver(p *pipeline, c *capture) (reason, detail string) {
 
 // heldBack says until when the receiver wants no attempts, and whether it is gone.
 func heldBack(p *pipeline) (until time.Time, gone bool) {
-	p.ledger.mu.Lock()
-	defer p.ledger.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	return p.pausedTo, time.Now().Before(p.goneUntil)
 }
 
@@ -333,12 +367,12 @@ func holdBack(p *pipeline, v verdict) {
 		return
 	}
 	now := time.Now()
-	p.ledger.mu.Lock()
+	p.mu.Lock()
 	if v.reason == reasonGone {
 		p.goneUntil = now.Add(goneFor)
 	}
 	if until := now.Add(v.after); until.After(p.pausedTo) {
 		p.pausedTo = until
 	}
-	p.ledger.mu.Unlock()
+	p.mu.Unlock()
 }

@@ -108,6 +108,12 @@ func forget(p *pipeline) {
 		}
 	}
 	existing = others
+	p.mu.Lock()
+	if !p.forgotten {
+		p.forgotten = true
+		p.ledger.past += p.sequence
+	}
+	p.mu.Unlock()
 	if siblings == 0 && ledgers[p.ledger.name] == p.ledger {
 		delete(ledgers, p.ledger.name)
 		unpublish(p.ledger)
@@ -124,18 +130,22 @@ func forget(p *pipeline) {
 func snapshot(l *ledger) map[string]interface{} {
 	registryMu.Lock()
 	defer registryMu.Unlock()
-	shown := counts(l)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	offered := l.past
 	length, capacity, number := 0, 0, 0
 	var held, limit int64
 	for _, p := range existing {
 		if p.ledger == l {
 			number++
+			offered += p.sequence
 			length += len(p.queue)
 			capacity += p.set.queueSize
 			held += atomic.LoadInt64(&p.budget.held)
 			limit += p.budget.limit
 		}
 	}
+	shown := counts(l, offered)
 	shown["pipelines"] = number
 	shown["queueLength"] = length
 	shown["queueCapacity"] = capacity
