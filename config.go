@@ -114,7 +114,7 @@ func (r *reader) write(path string, value interface{}) {
 func (r *reader) writeSection(path string, value interface{}) {
 	v := reflect.ValueOf(value)
 	if v.Kind() != reflect.Map {
-		r.problem(path, show(value), "options under it, such as "+path+"."+partsOf[path])
+		r.problem(path, show(path, value), "options under it, such as "+path+"."+partsOf[path])
 		return
 	}
 	for _, key := range v.MapKeys() {
@@ -153,7 +153,7 @@ func (r *reader) text(path, standard string) string {
 		return standard
 	}
 	if !isScalar(value) {
-		r.problem(path, show(value), "a text")
+		r.problem(path, show(path, value), "a text")
 		return standard
 	}
 	return strings.TrimSpace(fmt.Sprint(value))
@@ -177,7 +177,7 @@ func (r *reader) boolean(path string, standard bool) bool {
 	}
 	b, err := strconv.ParseBool(strings.TrimSpace(fmt.Sprint(value)))
 	if err != nil {
-		r.problem(path, show(value), "true or false")
+		r.problem(path, show(path, value), "true or false")
 		return standard
 	}
 	return b
@@ -190,11 +190,11 @@ func (r *reader) integer(path string, standard, lowest, highest int) int {
 	}
 	n, whole := wholeNumber(value)
 	if !whole {
-		r.problem(path, show(value), "a whole number")
+		r.problem(path, show(path, value), "a whole number")
 	} else if n < int64(lowest) {
-		r.problem(path, show(value), fmt.Sprintf("at least %d", lowest))
+		r.problem(path, show(path, value), fmt.Sprintf("at least %d", lowest))
 	} else if n > int64(highest) {
-		r.problem(path, show(value), fmt.Sprintf("at most %d", highest))
+		r.problem(path, show(path, value), fmt.Sprintf("at most %d", highest))
 	} else {
 		return int(n)
 	}
@@ -226,11 +226,11 @@ func (r *reader) duration(path, standard string, lowest, highest time.Duration) 
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil {
-		r.problem(path, show(value), `a duration such as "5s"`)
+		r.problem(path, show(path, value), `a duration such as "5s"`)
 	} else if d < lowest {
-		r.problem(path, show(value), "at least "+lowest.String())
+		r.problem(path, show(path, value), "at least "+lowest.String())
 	} else if d > highest {
-		r.problem(path, show(value), "at most "+highest.String())
+		r.problem(path, show(path, value), "at most "+highest.String())
 	}
 	return d
 }
@@ -264,11 +264,11 @@ func (r *reader) size(path, standard string, lowest, highest int64) int64 {
 		}
 	}
 	if !whole {
-		r.problem(path, show(value), `a size such as 65536, "512Ki" or "1MB"`)
+		r.problem(path, show(path, value), `a size such as 65536, "512Ki" or "1MB"`)
 	} else if n < lowest {
-		r.problem(path, show(value), fmt.Sprintf("at least %d", lowest))
+		r.problem(path, show(path, value), fmt.Sprintf("at least %d", lowest))
 	} else if n > highest {
-		r.problem(path, show(value), fmt.Sprintf("at most %d", highest))
+		r.problem(path, show(path, value), fmt.Sprintf("at most %d", highest))
 	}
 	return n
 }
@@ -283,7 +283,7 @@ func (r *reader) list(path, standard string) (items []string, given bool) {
 	v := reflect.ValueOf(value)
 	if v.Kind() != reflect.Slice {
 		if !isScalar(value) {
-			r.problem(path, show(value), "a list")
+			r.problem(path, show(path, value), "a list")
 			return nil, false
 		}
 		for _, item := range strings.Split(fmt.Sprint(value), ",") {
@@ -296,7 +296,7 @@ func (r *reader) list(path, standard string) (items []string, given bool) {
 	for i := 0; i < v.Len(); i++ {
 		item := v.Index(i).Interface()
 		if !isScalar(item) {
-			r.problem(fmt.Sprintf("%s[%d]", path, i), show(item), "a text")
+			r.problem(fmt.Sprintf("%s[%d]", path, i), show(path, item), "a text")
 			continue
 		}
 		items = append(items, strings.TrimSpace(fmt.Sprint(item)))
@@ -336,7 +336,16 @@ func isScalar(value interface{}) bool {
 	return k != reflect.Map && k != reflect.Slice && k != reflect.Struct && k != reflect.Ptr
 }
 
-func show(value interface{}) string {
+// secretOptions hold secrets, so what was written for them is never shown.
+var secretOptions = map[string]bool{
+	"watchURL": true, "hashKey": true, "signingSecrets": true, "customRequestHeaders": true, "tls": true, "tls.key": true,
+	"tls.cert": true, "tls.ca": true,
+}
+
+func show(path string, value interface{}) string {
+	if secretOptions[path] {
+		return "a value that is not shown"
+	}
 	if s, ok := value.(string); ok {
 		return strconv.Quote(s)
 	}
@@ -400,10 +409,12 @@ func least(a, b, c int) int {
 }
 
 // describeProblems is the text for the log, or of the error: all problems at once.
-func describeProblems(name string, problems, unknown []string) string {
+func describeProblems(name string, strict bool, problems, unknown []string) string {
 	consequence := "requests pass unmirrored until this is mended"
-	if len(problems) == 0 {
-		consequence = "mirroring goes on without them"
+	if strict {
+		consequence = "strict, so the router is not set up"
+	} else if len(problems) == 0 {
+		consequence = "requests are mirrored as if these were not there"
 	}
 	return fmt.Sprintf("requestmirror %q: invalid configuration (%s):\n  %s", name, consequence,
 		strings.Join(append(append([]string{}, problems...), unknown...), "\n  "))

@@ -70,7 +70,7 @@ func build(ctx context.Context, b *built, next http.Handler, config *Config, nam
 
 	set, problems, unknown := readSettings(config, name)
 	if len(problems)+len(unknown) > 0 {
-		text := describeProblems(name, problems, unknown)
+		text := describeProblems(name, set.strict, problems, unknown)
 		countConfigError()
 		if set.strict {
 			b.problem = text

@@ -254,7 +254,7 @@ func tlsVersion(v uint16) string {
 	return strings.TrimPrefix(tls.VersionName(v), "TLS ")
 }
 
-// addressOf splits host:port; a missing port is the given one.
+// addressOf splits host:port; the given port stands for one that is missing or none.
 func addressOf(hostport string, port int) *wireAddress {
 	if hostport == "" {
 		return nil
@@ -263,8 +263,8 @@ func addressOf(hostport string, port int) *wireAddress {
 	if err != nil {
 		return &wireAddress{Address: strings.Trim(hostport, "[]"), Port: port}
 	}
-	if n, err := strconv.Atoi(digits); err == nil {
-		port = n
+	if n, err := strconv.ParseUint(digits, 10, 16); err == nil && n > 0 {
+		port = int(n)
 	}
 	return &wireAddress{Address: host, Port: port}
 }

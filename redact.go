@@ -44,6 +44,9 @@ var signingParameters = []string{
 func redactHeader(set *settings, header http.Header) map[string][]string {
 	out := make(map[string][]string, len(header))
 	for name, values := range header {
+		if len(values) == 0 {
+			continue // how a handler keeps a proxy from adding the header
+		}
 		mode, named := set.headerModes[name]
 		if !named {
 			mode = set.headerDefault
