@@ -22,6 +22,7 @@ type capture struct {
 	sequence uint64 // given by offer, under the ledger's lock
 	weight   int64  // bytes of the header that are charged to the budget
 	refused  bool   // whether the header found no room in the budget
+	cautious bool   // whether the receiver may want no attempt now; the worker's
 	settled  bool   // whether the outcome was counted; the worker's
 }
 
@@ -48,7 +49,7 @@ func weigh(p *pipeline, c *capture) {
 			n += int64(len(value))
 		}
 	}
-	if charge(p.budget, n) {
+	if charge(p.budget, n, p.budget.limit+headerReserve) {
 		c.weight = n
 	} else {
 		c.refused = true

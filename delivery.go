@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,33 +20,59 @@ const (
 	goneFor     = 10 * time.Minute // how long 410 keeps events away from the receiver
 )
 
-// sender holds what all deliveries of a pipeline have in common; it never changes.
+// sender holds what all deliveries of a pipeline have in common.
 type sender struct {
 	transport *http.Transport
-	request   *http.Request // cloned for each attempt
+	url       string
+	host      string      // other than the URL's, if the operator wants that
+	header    http.Header // cloned for each attempt
 	markerKey []byte
+	stamp     atomic.Value // *stamp of the current second; any worker may replace it
+}
+
+// stamp is the part of a delivery's header that changes by the second.
+type stamp struct {
+	second    int64
+	timestamp string
+	header    http.Header // cloned for each attempt
 }
 
 func newSender(set *settings) *sender {
-	s := &sender{transport: newTransport(set), markerKey: processKey}
+	s := &sender{transport: newTransport(set), url: set.url.String(), markerKey: processKey, header: set.requestHeaders.Clone()}
 	if len(set.secrets) > 0 {
 		s.markerKey = set.secrets[0]
 	}
-	header := set.requestHeaders.Clone()
-	host := header.Get("Host")
-	header.Del("Host")
-	header.Set("Content-Type", contentTypes[set.format])
-	if header.Get("User-Agent") == "" {
-		header.Set("User-Agent", "requestmirror/"+version)
+	s.host = s.header.Get("Host")
+	s.header.Del("Host")
+	s.header.Set("Content-Type", contentTypes[set.format])
+	if s.header.Get("User-Agent") == "" {
+		s.header.Set("User-Agent", "requestmirror/"+version)
 	}
-	if set.basicAuth != "" && header.Get("Authorization") == "" {
-		header.Set("Authorization", set.basicAuth)
+	if set.basicAuth != "" && s.header.Get("Authorization") == "" {
+		s.header.Set("Authorization", set.basicAuth)
 	}
-	s.request = &http.Request{
-		Method: http.MethodPost, URL: set.url, Host: host, Header: header,
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-	}
+	s.stamp.Store(newStamp(s, 0))
 	return s
+}
+
+func newStamp(s *sender, second int64) *stamp {
+	timestamp := strconv.FormatInt(second, 10)
+	header := s.header.Clone()
+	header.Set("Webhook-Timestamp", timestamp)
+	header.Set(markerHeader, marker(s.markerKey, timestamp))
+	return &stamp{second: second, timestamp: timestamp, header: header}
+}
+
+// stampOf is the stamp of this second.
+func stampOf(s *sender) *stamp {
+	second := time.Now().Unix()
+	current, ok := s.stamp.Load().(*stamp)
+	if ok && current.second == second {
+		return current
+	}
+	fresh := newStamp(s, second)
+	s.stamp.Store(fresh)
+	return fresh
 }
 
 // newTransport makes the connections to the receiver. Proxies from the environment
@@ -86,41 +113,48 @@ type verdict struct {
 }
 
 // attempt posts the event once. The transport is used without http.Client: redirects
-// are answers like others, and there are no cookies.
+// are answers like others, and there are no cookies. Header fields are set by index,
+// with canonical names, as calls are what costs in Yaegi.
 func attempt(p *pipeline, d *delivery) verdict {
 	ctx, cancel := context.WithTimeout(p.life, p.set.timeout)
 	defer cancel()
-	now := time.Now()
-	timestamp := strconv.FormatInt(now.Unix(), 10)
-
-	req := p.sender.request.WithContext(ctx)
-	req.Header = p.sender.request.Header.Clone()
-	// Set by index: the names are canonical, and a call is expensive in Yaegi.
-	req.Header["Webhook-Id"] = []string{d.id}
-	req.Header["Webhook-Timestamp"] = []string{timestamp}
-	req.Header[markerHeader] = []string{marker(p.sender.markerKey, d.id, timestamp)}
-	if len(p.set.secrets) > 0 {
-		req.Header["Webhook-Signature"] = []string{sign(p.set.secrets, d.id, timestamp, d.payload)}
+	// With a bytes.Reader the transport can send again on a connection that the
+	// receiver had closed meanwhile, which is no attempt.
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.sender.url, bytes.NewReader(d.payload))
+	if err != nil {
+		return verdict{reason: reasonInternal, detail: "the request could not be made"}
+	}
+	now := stampOf(p.sender)
+	header := now.header.Clone()
+	header["Webhook-Id"] = []string{d.id}
+	if p.set.secrets != nil {
+		header["Webhook-Signature"] = []string{sign(p.set.secrets, d.id, now.timestamp, d.payload)}
 	}
 	if d.traceparent != "" {
-		req.Header["Traceparent"] = []string{d.traceparent}
+		header["Traceparent"] = []string{d.traceparent}
 	}
-	req.ContentLength = int64(len(d.payload))
-	req.Body = io.NopCloser(bytes.NewReader(d.payload))
-	payload := d.payload
-	// Lets the transport send again on a connection that the receiver had closed
-	// meanwhile, which is no attempt.
-	req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(payload)), nil }
-
+	req.Header = header
+	if p.sender.host != "" {
+		req.Host = p.sender.host
+	}
 	resp, err := p.sender.transport.RoundTrip(req)
 	if err != nil {
 		return judgeError(p, ctx, err)
 	}
-	// Read to the end, so that the connection can be used again, but never more than
-	// maxAnswer and never longer than timeout. What the body says changes nothing.
+	if resp.ContentLength != 0 {
+		drain(resp)
+	}
+	if resp.StatusCode >= 200 && resp.StatusCode <= 299 {
+		return verdict{}
+	}
+	return judge(resp.StatusCode, resp.Header)
+}
+
+// drain reads an answer to the end, so that the connection can be used again, but
+// never more than maxAnswer and never longer than timeout. What it says changes nothing.
+func drain(resp *http.Response) {
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxAnswer))
 	_ = resp.Body.Close()
-	return judge(resp.StatusCode, retryAfter(resp.Header.Get("Retry-After"), now))
 }
 
 func judgeError(p *pipeline, ctx context.Context, err error) verdict {
@@ -136,16 +170,12 @@ func judgeError(p *pipeline, ctx context.Context, err error) verdict {
 	return v
 }
 
-// judge says what an answer means.
-func judge(status int, after time.Duration) verdict {
-	if status >= 200 && status <= 299 {
-		return verdict{}
-	}
+// judge says what an answer other than a success means.
+func judge(status int, header http.Header) verdict {
 	v := verdict{reason: reasonRejected, detail: fmt.Sprintf("the receiver answered %d %s", status, http.StatusText(status))}
 	switch {
 	case status == http.StatusRequestTimeout, status == http.StatusTooEarly, status == http.StatusTooManyRequests:
 		v.retry = true
-		v.after = after
 	case status == http.StatusGone:
 		v.reason = reasonGone
 	case status == http.StatusRequestEntityTooLarge:
@@ -153,7 +183,9 @@ func judge(status int, after time.Duration) verdict {
 	case status >= 500:
 		v.reason = reasonServerError
 		v.retry = true
-		v.after = after
+	}
+	if v.retry {
+		v.after = retryAfter(header.Get("Retry-After"), time.Now())
 	}
 	return v
 }

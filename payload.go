@@ -5,7 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"encoding/base64"
-	"encoding/hex"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -13,7 +13,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 	"unicode/utf8"
 )
@@ -112,70 +111,67 @@ type wireTLS struct {
 }
 
 // encode makes the payload of an event. What was kept of the body is let go of.
+//
+// Each part that a request may not have is looked for here and made elsewhere: in
+// Yaegi a call costs what all the branches in it would.
 func encode(p *pipeline, c *capture, d *delivery) []byte {
 	set := c.set
 	path, query := splitURI(c.uri)
-	d.traceparent = traceparentOf(c.header)
-	scheme, port := "http", 80
-	if c.secure != nil {
-		scheme, port = "https", 443
+	if query != "" && (set.queryDefault != modeKeep || set.queryNames.MatchString(query)) {
+		query = redactQuery(set, query)
 	}
+	header := redactHeader(set, c.header)
 	peer := addressOf(c.remote, 0)
-	e := &wireEvent{
+	data := wireData{
+		HTTP:       wireHTTP{Request: wireRequest{Method: c.method, Header: header}},
+		URL:        wireURL{Scheme: "http", Path: path, Query: query},
+		Network:    wireNetwork{Protocol: wireProtocol{Name: "http", Version: protocolVersion(c.proto)}, Peer: peer},
+		Attributes: set.attributes,
+	}
+	port := 80
+	if c.secure != nil {
+		port = 443
+		data.URL.Scheme = "https"
+		data.TLS = &wireTLS{Protocol: wireProtocol{Version: tlsVersion(c.secure.Version)}}
+	}
+	data.Server = addressOf(c.host, port)
+	data.Client = clientOf(set, c.header, peer)
+	if set.cookieNames != nil {
+		data.HTTP.Request.Cookie = selectCookies(set, c.header)
+	}
+	if c.body != nil {
+		data.HTTP.Request.Body = encodeBody(c.body)
+	}
+	if c.header["Traceparent"] != nil {
+		d.traceparent = traceparentOf(c.header)
+	}
+	// From the redacted header, so that redaction holds here, too.
+	if id := header[set.requestID]; id != nil {
+		data.RequestID = id[0]
+	}
+	if agent := header["user-agent"]; agent != nil {
+		data.UserAgent = &wireUserAgent{Original: agent[0]}
+	}
+	return marshal(&wireEvent{
 		SpecVersion: "1.0", ID: d.id, Source: p.set.source, Type: eventType, Subject: path,
 		Time:            c.at.UTC().Format("2006-01-02T15:04:05.000000Z"),
 		DataContentType: "application/json", DataSchema: dataSchema,
 		Sequence:    fmt.Sprintf("%s-%020d", p.boot, c.sequence),
 		Traceparent: d.traceparent,
-	}
-	e.Data.HTTP.Request.Method = c.method
-	e.Data.HTTP.Request.Header = redactHeader(set, c.header)
-	e.Data.HTTP.Request.Cookie = selectCookies(set, c.header)
-	e.Data.URL = wireURL{Scheme: scheme, Path: path, Query: redactQuery(set, query)}
-	e.Data.Network.Protocol = wireProtocol{Name: "http", Version: protocolVersion(c.proto)}
-	e.Data.Network.Peer = peer
-	e.Data.Client = clientOf(set, c.header, peer)
-	e.Data.Server = addressOf(c.host, port)
-	e.Data.Attributes = set.attributes
-	// From the redacted header, so that redaction holds here, too.
-	e.Data.RequestID = firstOf(e.Data.HTTP.Request.Header, set.requestID)
-	if agent := firstOf(e.Data.HTTP.Request.Header, "user-agent"); agent != "" {
-		e.Data.UserAgent = &wireUserAgent{Original: agent}
-	}
-	if c.secure != nil {
-		e.Data.TLS = &wireTLS{Protocol: wireProtocol{Version: tlsVersion(c.secure.Version)}}
-	}
-	if c.body != nil {
-		e.Data.HTTP.Request.Body = encodeBody(c.body)
-	}
-	return marshal(e)
+		Data:        data,
+	})
 }
 
-// scratch buffers are where events are encoded before they are copied to their size.
-var scratch = sync.Pool{New: newScratch}
-
-func newScratch() interface{} { return new(bytes.Buffer) }
-
-// keptScratch is the largest buffer that is used again.
-const keptScratch = 64 << 10
-
 // marshal returns a slice of its own for every event: the transport may read it
-// after an answer came, so a buffer cannot be used for the next one.
+// after an answer came, so it cannot be used for the next one.
 func marshal(e *wireEvent) []byte {
-	buffer := scratch.Get().(*bytes.Buffer)
-	buffer.Reset()
+	buffer := &bytes.Buffer{}
 	encoder := json.NewEncoder(buffer)
 	encoder.SetEscapeHTML(false)
 	if err := encoder.Encode(e); err != nil {
 		panic(err) // contained by the worker: internal_error
 	}
-	line := bytes.TrimRight(buffer.Bytes(), "\n")
-	if buffer.Cap() > keptScratch {
-		return line
-	}
-	payload := append([]byte(nil), line...)
-	scratch.Put(buffer)
-	return payload
+	return buffer.Bytes()[:buffer.Len()-1]
 }
 
 func encodeBody(b *body) *wireBody {
@@ -213,32 +209,36 @@ func wholeRunes(content []byte) []byte {
 
 // newID is a UUIDv7 (RFC 9562, 5.7) of the time of arrival.
 func newID(at time.Time) string {
-	id := make([]byte, 16)
-	if _, err := rand.Read(id); err != nil {
+	id := make([]byte, 18)
+	if _, err := rand.Read(id[8:]); err != nil {
 		panic(err) // contained by the worker: internal_error
 	}
-	stamp := strconv.FormatInt(at.UnixMilli()|1<<60, 16)[4:]
-	tail := hex.EncodeToString(id)
-	return stamp[:8] + "-" + stamp[8:] + "-7" + tail[:3] + "-" + string("89ab"[id[2]&3]) + tail[7:10] + "-" + tail[10:22]
+	binary.BigEndian.PutUint64(id, uint64(at.UnixMilli()))
+	id[8] = 0x70 | id[8]&0x0f
+	id[10] = 0x80 | id[10]&0x3f
+	return fmt.Sprintf("%x-%x-%x-%x-%x", id[2:6], id[6:8], id[8:10], id[10:12], id[12:18])
 }
 
 // splitURI takes path and query from a request target as it was sent: in origin
 // form, in absolute form (a proxy's) or "*".
 func splitURI(uri string) (path, query string) {
-	path = uri
-	if i := strings.IndexByte(path, '?'); i >= 0 {
-		query = path[i+1:]
-		path = path[:i]
-	}
-	if i := strings.Index(path, "://"); i > 0 && path[0] != '/' {
-		path = path[i+3:]
-		if slash := strings.IndexByte(path, '/'); slash >= 0 {
-			path = path[slash:]
-		} else {
-			path = "/"
-		}
+	path, query, _ = strings.Cut(uri, "?")
+	if !strings.HasPrefix(path, "/") {
+		path = pathOfAbsolute(path)
 	}
 	return path, query
+}
+
+func pathOfAbsolute(uri string) string {
+	i := strings.Index(uri, "://")
+	if i < 0 {
+		return uri
+	}
+	uri = uri[i+3:]
+	if slash := strings.IndexByte(uri, '/'); slash >= 0 {
+		return uri[slash:]
+	}
+	return "/"
 }
 
 // protocolVersion is OpenTelemetry's: "1.1", and from HTTP/2 on without a minor version.
@@ -259,31 +259,37 @@ func addressOf(hostport string, port int) *wireAddress {
 	if hostport == "" {
 		return nil
 	}
-	host, digits, err := net.SplitHostPort(hostport)
+	address, digits, err := net.SplitHostPort(hostport)
 	if err != nil {
-		return &wireAddress{Address: strings.Trim(hostport, "[]"), Port: port}
-	}
-	if n, err := strconv.ParseUint(digits, 10, 16); err == nil && n > 0 {
+		address = strings.Trim(hostport, "[]")
+	} else if n, err := strconv.ParseUint(digits, 10, 16); err == nil && n > 0 {
 		port = int(n)
 	}
-	return &wireAddress{Address: host, Port: port}
+	return &wireAddress{Address: address, Port: port}
 }
 
 // clientOf is the peer, or, if the operator trusts the header, whom the first proxy
 // named: the left end of X-Forwarded-For, else X-Real-Ip.
 func clientOf(set *settings, h http.Header, peer *wireAddress) *wireAddress {
 	if set.trustForwardHeader {
-		first := strings.Split(h.Get("X-Forwarded-For"), ",")[0]
-		for _, address := range []string{first, h.Get("X-Real-Ip")} {
-			if ip := net.ParseIP(strings.Trim(strings.TrimSpace(address), "[]")); ip != nil {
-				return &wireAddress{Address: ip.String()}
-			}
+		if forwarded := forwardedFor(h); forwarded != nil {
+			return forwarded
 		}
 	}
 	if peer == nil {
 		return nil
 	}
 	return &wireAddress{Address: peer.Address}
+}
+
+func forwardedFor(h http.Header) *wireAddress {
+	first, _, _ := strings.Cut(h.Get("X-Forwarded-For"), ",")
+	for _, address := range []string{first, h.Get("X-Real-Ip")} {
+		if ip := net.ParseIP(strings.Trim(strings.TrimSpace(address), "[]")); ip != nil {
+			return &wireAddress{Address: ip.String()}
+		}
+	}
+	return nil
 }
 
 var traceparentForm = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
@@ -300,11 +306,4 @@ func traceparentOf(h http.Header) string {
 		return ""
 	}
 	return v
-}
-
-func firstOf(h map[string][]string, name string) string {
-	if values := h[name]; len(values) > 0 {
-		return values[0]
-	}
-	return ""
 }

@@ -51,6 +51,7 @@ type pipeline struct {
 	retired   bool
 	forgotten bool        // whether the registry has let go of it
 	drain     *time.Timer // ends the life of a retired pipeline
+	cautious  bool        // whether one of the next two may be in the future
 	pausedTo  time.Time   // Retry-After: no attempt before
 	goneUntil time.Time   // 410: no attempt before, events fail at once
 
@@ -199,6 +200,7 @@ func take(p *pipeline) *capture {
 		if c != nil {
 			p.idle--
 			p.ledger.inFlight++
+			c.cautious = p.cautious
 			staff(p)
 			p.mu.Unlock()
 			return c
@@ -262,39 +264,135 @@ func cleanUp(p *pipeline) {
 // handle sees one event through: delivered or failed, and counted once.
 func handle(p *pipeline, c *capture) {
 	defer rescue(p, c)
-	reason, detail := deliver(p, c)
-	settle(p, c, reason, detail)
+	d := &delivery{}
+	v := verdict{}
+	if !c.cautious && time.Since(c.at) < p.set.maxAge {
+		v = try(p, c, d)
+	}
+	if d.attempts == 0 || v.reason != "" {
+		v = persist(p, c, d, v)
+	}
+	if v.reason == "" {
+		succeed(p, c)
+	} else {
+		fail(p, c, v)
+	}
+}
+
+// try makes one attempt, before the first of which the event is encoded.
+func try(p *pipeline, c *capture, d *delivery) verdict {
+	if d.attempts == 0 {
+		d.id = newID(c.at)
+		d.payload = encode(p, c, d)
+		if c.body != nil {
+			chargeEncoded(p.budget, c, len(d.payload))
+		}
+	}
+	d.attempts++
+	return attempt(p, d)
+}
+
+// succeed counts an event as delivered.
+func succeed(p *pipeline, c *capture) {
+	p.mu.Lock()
+	p.ledger.delivered++
+	settle(p, c)
+	untold := p.ledger.untold
+	p.mu.Unlock()
+	if untold > 0 {
+		tell(p)
+	}
+}
+
+// fail counts an event as failed, if nothing was counted yet.
+func fail(p *pipeline, c *capture, v verdict) {
+	p.mu.Lock()
+	if !c.settled {
+		p.ledger.failed[v.reason]++
+		p.ledger.untold++
+		p.ledger.lastError = v.detail
+		settle(p, c)
+	}
+	p.mu.Unlock()
 	tell(p)
+}
+
+// settle ends an event whose outcome is counted. The pipeline is locked.
+func settle(p *pipeline, c *capture) {
+	c.settled = true
+	p.ledger.inFlight--
+	if c.body != nil {
+		if c.body.cut != "" {
+			p.ledger.truncated[c.body.cut]++
+		}
+		discharge(p.budget, c)
+	} else if c.weight > 0 {
+		discharge(p.budget, c)
+	}
 }
 
 // rescue counts the event of a delivery that panicked; the worker goes on.
 func rescue(p *pipeline, c *capture) {
 	if r := recover(); r != nil {
 		countPanic(r)
-		settle(p, c, reasonInternal, "")
+		fail(p, c, verdict{reason: reasonInternal})
 	}
 }
 
-// settle counts what became of an event: an empty reason is delivered.
-func settle(p *pipeline, c *capture, reason, detail string) {
-	l := p.ledger
-	p.mu.Lock()
-	if !c.settled {
-		c.settled = true
-		l.inFlight--
-		if reason == "" {
-			l.delivered++
-		} else {
-			l.failed[reason]++
-			l.untold++
-			l.lastError = detail
+// persist carries a delivery on that could not be tried at once or was tried in vain:
+// up to retry.attempts attempts, within maxAge. It returns the last verdict.
+func persist(p *pipeline, c *capture, d *delivery, v verdict) verdict {
+	deadline := c.at.Add(p.set.maxAge)
+	for {
+		wait := time.Duration(0)
+		if d.attempts > 0 {
+			v.detail = fmt.Sprintf("attempt %d of %d: %s", d.attempts, p.set.attempts, v.detail)
+			holdBack(p, v)
+			if !v.retry || d.attempts >= p.set.attempts {
+				return v
+			}
+			countRetry(p.ledger)
+			if v.after == 0 {
+				wait = backoff(p.set, d.attempts)
+			}
 		}
-		if c.body != nil && c.body.cut != "" {
-			l.truncated[c.body.cut]++
+		if refusal := await(p, deadline, wait); refusal.reason != "" {
+			if d.attempts > 0 {
+				refusal.detail += " after " + v.detail
+			}
+			return refusal
 		}
-		discharge(p.budget, c)
+		v = try(p, c, d)
+		if v.reason == "" {
+			return v
+		}
 	}
-	p.mu.Unlock()
+}
+
+// await waits before an attempt, for the backoff or as the receiver asked. Its
+// verdict has a reason if there is to be no attempt.
+func await(p *pipeline, deadline time.Time, wait time.Duration) verdict {
+	start := time.Now().Add(wait)
+	for {
+		until, gone := heldBack(p)
+		if gone {
+			return verdict{reason: reasonCircuitOpen, detail: "not tried, as the receiver answered 410 Gone less than ten minutes ago"}
+		}
+		if until.Before(start) {
+			until = start
+		}
+		now := time.Now()
+		if now.After(deadline) || until.After(deadline) {
+			return verdict{reason: reasonExpired, detail: "maxAge ends"}
+		}
+		if p.life.Err() != nil {
+			return verdict{reason: reasonRetired, detail: "drainTimeout ended"}
+		}
+		if p.pace.Err() != nil || !until.After(now) {
+			return verdict{}
+		}
+		pause(p, until.Sub(now))
+	}
 }
 
 // pause waits for d, or until it is of no use to wait: the pipeline ends, or Traefik does.
@@ -304,61 +402,14 @@ func pause(p *pipeline, d time.Duration) {
 	<-ctx.Done()
 }
 
-// deliver is a whole delivery: one event, up to retry.attempts attempts, within
-// maxAge. It returns the reason of the failure, empty if there is none, and a text
-// for the log.
-func deliver(p *pipeline, c *capture) (reason, detail string) {
-	deadline := c.at.Add(p.set.maxAge)
-	if time.Now().After(deadline) {
-		return reasonExpired, "waited longer than maxAge"
-	}
-	d := &delivery{}
-	for {
-		until, gone := heldBack(p)
-		if gone {
-			return reasonCircuitOpen, "the receiver answered 410 Gone less than ten minutes ago"
-		}
-		if until.After(deadline) {
-			return reasonExpired, "the receiver asked to wait longer than maxAge"
-		}
-		if wait := time.Until(until); wait > 0 {
-			pause(p, wait)
-		}
-		if p.life.Err() != nil {
-			return reasonRetired, "drainTimeout passed"
-		}
-		if d.payload == nil {
-			d.id = newID(c.at)
-			d.payload = encode(p, c, d)
-		}
-		d.attempts++
-		v := attempt(p, d)
-		if v.reason == "" {
-			return "", ""
-		}
-		holdBack(p, v)
-		if !v.retry || d.attempts >= p.set.attempts {
-			return v.reason, fmt.Sprintf("attempt %d of %d: %s", d.attempts, p.set.attempts, v.detail)
-		}
-		countRetry(p.ledger)
-		wait := v.after
-		if wait == 0 {
-			wait = backoff(p.set, d.attempts)
-		}
-		if time.Now().Add(wait).After(deadline) {
-			return reasonExpired, fmt.Sprintf("attempt %d of %d: %s", d.attempts, p.set.attempts, v.detail)
-		}
-		if v.after == 0 {
-			pause(p, wait)
-		}
-	}
-}
-
 // heldBack says until when the receiver wants no attempts, and whether it is gone.
 func heldBack(p *pipeline) (until time.Time, gone bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.pausedTo, time.Now().Before(p.goneUntil)
+	now := time.Now()
+	gone = now.Before(p.goneUntil)
+	p.cautious = gone || now.Before(p.pausedTo)
+	return p.pausedTo, gone
 }
 
 // holdBack makes all workers heed what an answer asks for.
@@ -366,13 +417,14 @@ func holdBack(p *pipeline, v verdict) {
 	if v.after == 0 && v.reason != reasonGone {
 		return
 	}
-	now := time.Now()
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
 	if v.reason == reasonGone {
 		p.goneUntil = now.Add(goneFor)
 	}
 	if until := now.Add(v.after); until.After(p.pausedTo) {
 		p.pausedTo = until
 	}
-	p.mu.Unlock()
+	p.cautious = true
 }

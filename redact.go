@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
+	"sync/atomic"
 )
 
 // What may happen to a header or query parameter, as in Traefik's access log, plus
@@ -43,21 +45,66 @@ var signingParameters = []string{
 // order, without Cookie.
 func redactHeader(set *settings, header http.Header) map[string][]string {
 	out := make(map[string][]string, len(header))
+	kept := keptNames(set.names)
 	for name, values := range header {
-		if len(values) == 0 {
-			continue // how a handler keeps a proxy from adding the header
-		}
-		mode, named := set.headerModes[name]
-		if !named {
-			mode = set.headerDefault
-		}
-		if mode == modeKeep {
-			out[strings.ToLower(name)] = values
-		} else if mode != modeDrop {
-			out[strings.ToLower(name)] = veilAll(set, mode, values)
+		lower := kept[name]
+		if lower != "" && values != nil {
+			out[lower] = values
+		} else {
+			redactOther(set, out, name, values)
 		}
 	}
 	return out
+}
+
+func redactOther(set *settings, out map[string][]string, name string, values []string) {
+	if len(values) == 0 {
+		return // how a handler keeps a proxy from adding the header
+	}
+	mode := modeOf(set, name)
+	if mode == modeKeep {
+		out[strings.ToLower(name)] = values
+		learn(set.names, name)
+	} else if mode != modeDrop {
+		out[strings.ToLower(name)] = veilAll(set, mode, values)
+	}
+}
+
+func modeOf(set *settings, name string) string {
+	if mode := set.headerModes[name]; mode != "" {
+		return mode
+	}
+	return set.headerDefault
+}
+
+// nameTable remembers the lower-case form of header names that are kept as they are,
+// because a look-up is a third of the work. Workers read and extend it; clients who
+// make names up do not fill more than it takes.
+type nameTable struct {
+	known atomic.Value // map[string]string, replaced as a whole
+	mu    sync.Mutex   // held while it is replaced
+}
+
+const mostNames = 256
+
+func keptNames(t *nameTable) map[string]string {
+	known, _ := t.known.Load().(map[string]string)
+	return known
+}
+
+func learn(t *nameTable, name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	known := keptNames(t)
+	if len(known) >= mostNames {
+		return
+	}
+	more := make(map[string]string, len(known)+1)
+	for k, v := range known {
+		more[k] = v
+	}
+	more[name] = strings.ToLower(name)
+	t.known.Store(more)
 }
 
 func veilAll(set *settings, mode string, values []string) []string {
@@ -94,9 +141,6 @@ func selectCookies(set *settings, header http.Header) map[string][]string {
 // some parameters. Names are compared decoded and without regard to case, and ";"
 // counts as a separator, too, as it does for some backends.
 func redactQuery(set *settings, query string) string {
-	if query == "" {
-		return ""
-	}
 	out := make([]byte, 0, len(query))
 	for rest := query; rest != ""; {
 		pair, separator := rest, ""

@@ -33,8 +33,10 @@ type settings struct {
 	cookieNames        *regexp.Regexp // nil: none
 	headerDefault      string
 	headerModes        map[string]string // by canonical name
+	names              *nameTable
 	queryDefault       string
 	queryModes         map[string]string // by lower-case name
+	queryNames         *regexp.Regexp    // finds what may be one of these names, or hide one
 	hashKey            []byte
 	attributes         map[string]string
 	requestID          string // lower-case name of a header
@@ -141,6 +143,7 @@ func readCapture(r *reader, s *settings) {
 		s.headerModes[name] = stricter(modeRedact, s.headerDefault)
 	}
 	canonicalModes(r, "headers.names", canonicalHeader, s.headerModes)
+	s.names = &nameTable{}
 	if mode := s.headerModes["Cookie"]; mode != "" && mode != modeDrop {
 		r.problem("headers.names.Cookie", strconv.Quote(mode), "drop, as cookies leave by cookieNames only")
 	}
@@ -152,6 +155,7 @@ func readCapture(r *reader, s *settings) {
 		s.queryModes[name] = stricter(modeRedact, s.queryDefault)
 	}
 	canonicalModes(r, "queryParameters.names", strings.ToLower, s.queryModes)
+	s.queryNames = anyOf(s.queryModes)
 
 	s.hashKey = processKey
 	if key := r.text("hashKey", ""); key != "" {
@@ -194,6 +198,16 @@ func globs(names []string) *regexp.Regexp {
 		forms = append(forms, strings.ReplaceAll(regexp.QuoteMeta(name), `\*`, ".*"))
 	}
 	return regexp.MustCompile(`^(?s:` + strings.Join(forms, "|") + `)$`)
+}
+
+// anyOf is an expression for one of some names anywhere in a query. Any escaped
+// character is a match, too, as it could be part of a name.
+func anyOf(names map[string]string) *regexp.Regexp {
+	forms := []string{"[%+]"}
+	for name := range names {
+		forms = append(forms, regexp.QuoteMeta(name))
+	}
+	return regexp.MustCompile("(?i:" + strings.Join(forms, "|") + ")")
 }
 
 func readDelivery(r *reader, s *settings) {

@@ -55,9 +55,9 @@ const markerHeader = "Requestmirror-Delivery"
 // markerAge is how long a marker counts, so that one that leaked is soon worth nothing.
 const markerAge = 5 * time.Minute
 
-func marker(key []byte, id, timestamp string) string {
+func marker(key []byte, timestamp string) string {
 	mac := hmac.New(sha256.New, key)
-	mac.Write([]byte("requestmirror-delivery." + id + "." + timestamp))
+	mac.Write([]byte("requestmirror-delivery." + timestamp))
 	return "v1," + base64.StdEncoding.EncodeToString(mac.Sum(nil))
 }
 
@@ -73,10 +73,9 @@ func isDelivery(req *http.Request) bool {
 	if age > markerAge || age < -markerAge {
 		return false
 	}
-	id := req.Header.Get("Webhook-Id")
 	given := []byte(req.Header.Get(markerHeader))
 	for _, key := range markerKeys() {
-		if hmac.Equal(given, []byte(marker(key, id, timestamp))) {
+		if hmac.Equal(given, []byte(marker(key, timestamp))) {
 			return true
 		}
 	}
