@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -54,7 +55,7 @@ type wireData struct {
 	HTTP       wireHTTP          `json:"http"`
 	URL        wireURL           `json:"url"`
 	Network    wireNetwork       `json:"network"`
-	Client     *wireAddress      `json:"client,omitempty"`
+	Client     *wireAddress      `json:"client"`
 	Server     *wireAddress      `json:"server,omitempty"`
 	UserAgent  *wireUserAgent    `json:"user_agent,omitempty"`
 	TLS        *wireTLS          `json:"tls,omitempty"`
@@ -89,7 +90,7 @@ type wireURL struct {
 
 type wireNetwork struct {
 	Protocol wireProtocol `json:"protocol"`
-	Peer     *wireAddress `json:"peer,omitempty"`
+	Peer     *wireAddress `json:"peer"`
 }
 
 type wireProtocol struct {
@@ -121,7 +122,7 @@ func encode(p *pipeline, c *capture, d *delivery) []byte {
 		query = redactQuery(set, query)
 	}
 	header := redactHeader(set, c.header)
-	peer := addressOf(c.remote, 0)
+	peer := peerOf(c.remote)
 	data := wireData{
 		HTTP:       wireHTTP{Request: wireRequest{Method: c.method, Header: header}},
 		URL:        wireURL{Scheme: "http", Path: path, Query: query},
@@ -134,7 +135,7 @@ func encode(p *pipeline, c *capture, d *delivery) []byte {
 		data.URL.Scheme = "https"
 		data.TLS = &wireTLS{Protocol: wireProtocol{Version: tlsVersion(c.secure.Version)}}
 	}
-	data.Server = addressOf(c.host, port)
+	data.Server = serverOf(c.host, port)
 	data.Client = clientOf(set, c.header, peer)
 	if set.cookieNames != nil {
 		data.HTTP.Request.Cookie = selectCookies(set, c.header)
@@ -216,7 +217,8 @@ func newID(at time.Time) string {
 	binary.BigEndian.PutUint64(id, uint64(at.UnixMilli()))
 	id[8] = 0x70 | id[8]&0x0f
 	id[10] = 0x80 | id[10]&0x3f
-	return fmt.Sprintf("%x-%x-%x-%x-%x", id[2:6], id[6:8], id[8:10], id[10:12], id[12:18])
+	digits := hex.EncodeToString(id)
+	return strings.Join([]string{digits[4:12], digits[12:16], digits[16:20], digits[20:24], digits[24:]}, "-")
 }
 
 // splitURI takes path and query from a request target as it was sent: in origin
@@ -254,14 +256,28 @@ func tlsVersion(v uint16) string {
 	return strings.TrimPrefix(tls.VersionName(v), "TLS ")
 }
 
-// addressOf splits host:port; the given port stands for one that is missing or none.
-func addressOf(hostport string, port int) *wireAddress {
-	if hostport == "" {
+// peerOf is the other end of the connection, which the server wrote as host:port.
+func peerOf(remote string) *wireAddress {
+	address, digits, _ := net.SplitHostPort(remote)
+	port, _ := strconv.Atoi(digits)
+	return &wireAddress{Address: address, Port: port}
+}
+
+// serverOf is whom the client asked, with the port of the scheme if it named none.
+func serverOf(host string, port int) *wireAddress {
+	if host == "" {
 		return nil
 	}
-	address, digits, err := net.SplitHostPort(hostport)
+	if strings.IndexByte(host, ':') >= 0 {
+		return serverWithPort(host, port)
+	}
+	return &wireAddress{Address: host, Port: port}
+}
+
+func serverWithPort(host string, port int) *wireAddress {
+	address, digits, err := net.SplitHostPort(host)
 	if err != nil {
-		address = strings.Trim(hostport, "[]")
+		address = strings.Trim(host, "[]")
 	} else if n, err := strconv.ParseUint(digits, 10, 16); err == nil && n > 0 {
 		port = int(n)
 	}
@@ -275,9 +291,6 @@ func clientOf(set *settings, h http.Header, peer *wireAddress) *wireAddress {
 		if forwarded := forwardedFor(h); forwarded != nil {
 			return forwarded
 		}
-	}
-	if peer == nil {
-		return nil
 	}
 	return &wireAddress{Address: peer.Address}
 }
