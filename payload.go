@@ -2,13 +2,11 @@ package requestmirror
 
 import (
 	"bytes"
-	"crypto/rand"
 	"crypto/tls"
 	"encoding/base64"
-	"encoding/binary"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"math/rand"
 	"net"
 	"net/http"
 	"regexp"
@@ -208,17 +206,12 @@ func wholeRunes(content []byte) []byte {
 	return content
 }
 
-// newID is a UUIDv7 (RFC 9562, 5.7) of the time of arrival.
+// newID is a UUIDv7 (RFC 9562, 5.7) of the time of arrival. The random part need not
+// be secret; Go's global generator is seeded by the system and does not repeat.
 func newID(at time.Time) string {
-	id := make([]byte, 18)
-	if _, err := rand.Read(id[8:]); err != nil {
-		panic(err) // contained by the worker: internal_error
-	}
-	binary.BigEndian.PutUint64(id, uint64(at.UnixMilli()))
-	id[8] = 0x70 | id[8]&0x0f
-	id[10] = 0x80 | id[10]&0x3f
-	digits := hex.EncodeToString(id)
-	return strings.Join([]string{digits[4:12], digits[12:16], digits[16:20], digits[20:24], digits[24:]}, "-")
+	ms := at.UnixMilli()
+	a := rand.Uint64()
+	return fmt.Sprintf("%08x-%04x-7%03x-%04x-%012x", ms>>16, ms&0xffff, a>>52, 0x8000|a&0x3fff, rand.Uint64()>>16)
 }
 
 // splitURI takes path and query from a request target as it was sent: in origin

@@ -44,7 +44,7 @@ type pipeline struct {
 	// mu is the ledger's lock, so that counts and queue always agree. It guards all
 	// below but the leases.
 	mu        *sync.Mutex
-	room      int    // an offer needs no second look while fewer events wait
+	room      int    // an offer needs no second look while fewer events wait; 0 while workers may be missing
 	sequence  uint64 // of the last event offered
 	running   int    // workers
 	idle      int    // workers that wait for work
@@ -201,7 +201,9 @@ func take(p *pipeline) *capture {
 			p.idle--
 			p.ledger.inFlight++
 			c.cautious = p.cautious
-			staff(p)
+			if p.room == 0 {
+				staff(p)
+			}
 			p.mu.Unlock()
 			return c
 		}
