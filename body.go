@@ -53,7 +53,7 @@ type body struct {
 // passes on every byte, error and Close when they come.
 func tee(m *Mirror, req *http.Request, c *capture) {
 	n := req.ContentLength
-	if n < 0 || n > m.small || !charge(m.pipe.budget, n, m.pipe.budget.limit) {
+	if n < 0 || n > m.small || !charge(m.pipe.budget, n) {
 		teeOther(m, req, c)
 		return
 	}
@@ -186,7 +186,7 @@ func grow(b *body) bool {
 	if left := b.limit - kept; left < n {
 		n = left
 	}
-	if !charge(b.budget, n, b.budget.limit) {
+	if !charge(b.budget, n) {
 		return false
 	}
 	b.charged += n

@@ -3,43 +3,49 @@ package requestmirror
 import "sync/atomic"
 
 // budget bounds the memory of a pipeline: every byte of a body, from its capture to
-// the end of its event, and the headers of what waits in a queue that grows.
+// the end of its event, and apart from that the headers of a queue that grows, so
+// that events still go out when bodies have taken all there is for bodies.
+//
+// On top come only the events that workers are at, encoded: one for each worker.
 type budget struct {
-	limit int64 // memoryLimit
-	held  int64 // atomic
+	limit   int64 // memoryLimit
+	held    int64 // atomic: bytes of bodies
+	headers int64 // atomic: bytes of headers, up to headerLimit
 }
 
-// headerReserve is what headers may take beyond the limit, so that events still go out
-// when bodies have taken it all.
-const headerReserve = 8 << 20
+const headerLimit = 8 << 20
 
-// charge takes n bytes if no more than limit are held then, and says whether it did.
-func charge(b *budget, n, limit int64) bool {
-	if atomic.AddInt64(&b.held, n) <= limit {
+// charge takes n bytes for a body if they are there, and says whether they were.
+func charge(b *budget, n int64) bool {
+	if atomic.AddInt64(&b.held, n) <= b.limit {
 		return true
 	}
 	atomic.AddInt64(&b.held, -n)
 	return false
 }
 
-// chargeEncoded charges what an encoded event takes beyond what was kept of its body:
-// base64 and escapes make it longer. Nothing is refused here, but what is captured
-// meanwhile finds less room.
-func chargeEncoded(b *budget, c *capture, size int) {
-	if extra := int64(size) - c.body.charged; extra > partSize {
-		c.weight += extra
-		atomic.AddInt64(&b.held, extra)
+// weigh takes the bytes of the capture's header, or notes that they were not there.
+func weigh(b *budget, c *capture) {
+	n := int64(len(c.uri))
+	for name, values := range c.header {
+		n += int64(len(name))
+		for _, value := range values {
+			n += int64(len(value))
+		}
+	}
+	c.weight = n
+	if atomic.AddInt64(&b.headers, n) > headerLimit {
+		c.refused = true
 	}
 }
 
 // discharge gives back all that the capture holds of the budget.
 func discharge(b *budget, c *capture) {
-	n := c.weight
-	if c.body != nil {
-		n += c.body.charged
-		recycle(c.body)
+	if c.weight > 0 {
+		atomic.AddInt64(&b.headers, -c.weight)
 	}
-	if n > 0 {
-		atomic.AddInt64(&b.held, -n)
+	if c.body != nil {
+		atomic.AddInt64(&b.held, -c.body.charged)
+		recycle(c.body)
 	}
 }

@@ -20,7 +20,7 @@ type capture struct {
 	header   http.Header
 	body     *body  // nil for a request without a body
 	sequence uint64 // given by offer, under the ledger's lock
-	weight   int64  // bytes of the header that are charged to the budget
+	weight   int64  // bytes of the header, if they are charged to the budget
 	refused  bool   // whether the header found no room in the budget
 	cautious bool   // whether the receiver may want no attempt now; the worker's
 	settled  bool   // whether the outcome was counted; the worker's
@@ -39,19 +39,3 @@ func wanted(m *Mirror, req *http.Request) bool {
 // A receiver that keeps up spares every request the loop over its header; and a few
 // headers, each bounded by the server, are no danger to memory.
 const backlog = 8
-
-// weigh charges the header to the budget of the pipeline.
-func weigh(p *pipeline, c *capture) {
-	n := int64(len(c.uri))
-	for name, values := range c.header {
-		n += int64(len(name))
-		for _, value := range values {
-			n += int64(len(value))
-		}
-	}
-	if charge(p.budget, n, p.budget.limit+headerReserve) {
-		c.weight = n
-	} else {
-		c.refused = true
-	}
-}

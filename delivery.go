@@ -173,14 +173,16 @@ func judgeError(p *pipeline, ctx context.Context, err error) verdict {
 // judge says what an answer other than a success means.
 func judge(status int, header http.Header) verdict {
 	v := verdict{reason: reasonRejected, detail: fmt.Sprintf("the receiver answered %d %s", status, http.StatusText(status))}
-	switch {
-	case status == http.StatusRequestTimeout, status == http.StatusTooEarly, status == http.StatusTooManyRequests:
+	// A switch without a tag looks at the first of several conditions only in Yaegi.
+	switch status {
+	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests:
 		v.retry = true
-	case status == http.StatusGone:
+	case http.StatusGone:
 		v.reason = reasonGone
-	case status == http.StatusRequestEntityTooLarge:
+	case http.StatusRequestEntityTooLarge:
 		v.reason = reasonTooLarge
-	case status >= 500:
+	}
+	if status >= 500 {
 		v.reason = reasonServerError
 		v.retry = true
 	}

@@ -95,7 +95,7 @@ func offer(p *pipeline, c *capture) {
 func offerCarefully(p *pipeline, c *capture) {
 	defer contain()
 	if n := len(p.queue); n >= backlog && (n < p.set.queueSize || p.set.dropOldest) {
-		weigh(p, c)
+		weigh(p.budget, c)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -286,9 +286,6 @@ func try(p *pipeline, c *capture, d *delivery) verdict {
 	if d.attempts == 0 {
 		d.id = newID(c.at)
 		d.payload = encode(p, c, d)
-		if c.body != nil {
-			chargeEncoded(p.budget, c, len(d.payload))
-		}
 	}
 	d.attempts++
 	return attempt(p, d)
@@ -323,12 +320,10 @@ func fail(p *pipeline, c *capture, v verdict) {
 func settle(p *pipeline, c *capture) {
 	c.settled = true
 	p.ledger.inFlight--
-	if c.body != nil {
-		if c.body.cut != "" {
-			p.ledger.truncated[c.body.cut]++
-		}
-		discharge(p.budget, c)
-	} else if c.weight > 0 {
+	if c.body != nil && c.body.cut != "" {
+		p.ledger.truncated[c.body.cut]++
+	}
+	if c.body != nil || c.weight > 0 {
 		discharge(p.budget, c)
 	}
 }
@@ -353,7 +348,6 @@ func persist(p *pipeline, c *capture, d *delivery, v verdict) verdict {
 			if !v.retry || d.attempts >= p.set.attempts {
 				return v
 			}
-			countRetry(p.ledger)
 			if v.after == 0 {
 				wait = backoff(p.set, d.attempts)
 			}
@@ -363,6 +357,9 @@ func persist(p *pipeline, c *capture, d *delivery, v verdict) verdict {
 				refusal.detail += " after " + v.detail
 			}
 			return refusal
+		}
+		if d.attempts > 0 {
+			countRetry(p.ledger)
 		}
 		v = try(p, c, d)
 		if v.reason == "" {
