@@ -8,9 +8,24 @@ import "sync/atomic"
 //
 // On top come only the events that workers are at, encoded: one for each worker.
 type budget struct {
-	limit   int64 // memoryLimit
+	limit   int64 // of held
 	held    int64 // atomic: bytes of bodies
 	headers int64 // atomic: bytes of headers, up to headerLimit
+}
+
+// freeOfHeadroom is how many bytes of bodies count once.
+const freeOfHeadroom = 8 << 20
+
+// newBudget is a budget within which the process grows by no more than memoryLimit,
+// give or take what all programs need. Go's collector lets the heap grow by as much
+// again as is alive (GOGC=100), so what is held beyond the first 8 MiB counts twice:
+// of 64 MiB, bodies get 36.
+func newBudget(memoryLimit int64) *budget {
+	b := &budget{limit: memoryLimit}
+	if memoryLimit > freeOfHeadroom {
+		b.limit = freeOfHeadroom + (memoryLimit-freeOfHeadroom)/2
+	}
+	return b
 }
 
 const headerLimit = 8 << 20

@@ -156,7 +156,7 @@ func (r *reader) text(path, standard string) string {
 		r.problem(path, show(path, value), "a text")
 		return standard
 	}
-	return strings.TrimSpace(fmt.Sprint(value))
+	return strings.TrimSpace(spell(value))
 }
 
 func (r *reader) choice(path, standard string, choices ...string) string {
@@ -286,7 +286,7 @@ func (r *reader) list(path, standard string) (items []string, given bool) {
 			r.problem(path, show(path, value), "a list")
 			return nil, false
 		}
-		for _, item := range strings.Split(fmt.Sprint(value), ",") {
+		for _, item := range strings.Split(spell(value), ",") {
 			if item = strings.TrimSpace(item); item != "" {
 				items = append(items, item)
 			}
@@ -299,7 +299,7 @@ func (r *reader) list(path, standard string) (items []string, given bool) {
 			r.problem(fmt.Sprintf("%s[%d]", path, i), show(path, item), "a text")
 			continue
 		}
-		items = append(items, strings.TrimSpace(fmt.Sprint(item)))
+		items = append(items, strings.TrimSpace(spell(item)))
 	}
 	return items, true
 }
@@ -323,9 +323,17 @@ func (r *reader) table(path string) map[string]string {
 			r.problem(path+"."+name, "not a text", "a text")
 			continue
 		}
-		out[name] = fmt.Sprint(item)
+		out[name] = spell(item)
 	}
 	return out
+}
+
+// spell writes a value as its author did: JSON brings 12345678 as a float.
+func spell(value interface{}) string {
+	if f, ok := value.(float64); ok {
+		return strconv.FormatFloat(f, 'f', -1, 64)
+	}
+	return fmt.Sprint(value)
 }
 
 func isScalar(value interface{}) bool {

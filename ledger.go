@@ -1,7 +1,6 @@
 package requestmirror
 
 import (
-	"expvar"
 	"fmt"
 	"sort"
 	"strings"
@@ -94,46 +93,6 @@ func copyCounts(counts map[string]uint64) map[string]uint64 {
 		c[reason] = n
 	}
 	return c
-}
-
-// The counters are at expvar's "requestmirror", which Traefik serves at /debug/vars
-// of its API when api.debug is set:
-//
-//	{"configErrors": 0, "panics": 0, "middlewares": {"<name>": {…}}}
-//
-// The variables are shared by all interpreters of the process, so they are looked
-// up each time and made only where they are missing.
-func published() *expvar.Map {
-	root, ok := expvar.Get("requestmirror").(*expvar.Map)
-	if !ok {
-		root = expvar.NewMap("requestmirror")
-		root.Add("configErrors", 0)
-		root.Add("panics", 0)
-	}
-	return root
-}
-
-func publishedMiddlewares() *expvar.Map {
-	root := published()
-	all, ok := root.Get("middlewares").(*expvar.Map)
-	if !ok {
-		all = new(expvar.Map).Init()
-		root.Set("middlewares", all)
-	}
-	return all
-}
-
-func publish(l *ledger) {
-	publishedMiddlewares().Set(l.name, expvar.Func(func() interface{} { return snapshot(l) }))
-}
-
-func unpublish(l *ledger) { publishedMiddlewares().Delete(l.name) }
-
-func countConfigError() { published().Add("configErrors", 1) }
-
-func countPanic(r interface{}) {
-	published().Add("panics", 1)
-	logError("requestmirror: internal error, traffic is not affected: " + fmt.Sprint(r))
 }
 
 // contain keeps a panic of this plugin from whoever called it; it is to be deferred.

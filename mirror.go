@@ -34,7 +34,7 @@ type Mirror struct {
 	pipe     *pipeline // shared by the routers of the middleware, and kept over reloads
 	set      *settings
 	queue    chan *capture
-	full     int   // events in the queue from which on a request without a body is not even captured
+	full     int   // events in the queue from which on a request is not even captured
 	small    int64 // bodies of up to this size are kept in one piece
 	screened bool  // whether methods are filtered
 }
@@ -146,6 +146,11 @@ func mirrorBare(m *Mirror, req *http.Request) {
 // too. Nothing is recovered here: the panic belongs to Traefik, which must see the
 // same value.
 func serveBody(m *Mirror, rw http.ResponseWriter, req *http.Request) {
+	if len(m.queue) >= m.full {
+		dropEarly(m.pipe)
+		m.next.ServeHTTP(rw, req)
+		return
+	}
 	c := &capture{
 		set: m.set, at: time.Now(), method: req.Method, uri: req.RequestURI, host: req.Host,
 		proto: req.Proto, remote: req.RemoteAddr, secure: req.TLS, header: req.Header.Clone(),

@@ -30,31 +30,27 @@ var contentTypes = map[string]string{
 	formatJSON:        "application/json",
 }
 
-// The wire format: CloudEvents 1.0 in structured JSON, with the names of
-// OpenTelemetry's semantic conventions in data. docs/reference/request.v1.schema.json
-// describes it. Under Yaegi encoding/json sees unexported fields, ignores encoding
-// methods of nested values and does not flatten embedded structs: hence plain
-// structs of exported fields.
-type wireEvent struct {
-	SpecVersion     string   `json:"specversion"`
-	ID              string   `json:"id"`
-	Source          string   `json:"source"`
-	Type            string   `json:"type"`
-	Subject         string   `json:"subject,omitempty"`
-	Time            string   `json:"time"`
-	DataContentType string   `json:"datacontenttype"`
-	DataSchema      string   `json:"dataschema"`
-	Sequence        string   `json:"sequence"`
-	Traceparent     string   `json:"traceparent,omitempty"`
-	Data            wireData `json:"data"`
-}
+// The wire format is CloudEvents 1.0 in structured JSON, with the names of
+// OpenTelemetry's semantic conventions in data; docs/reference/request.v1.schema.json
+// describes it. An event is written in two strokes, because each field of a struct
+// costs several allocations in Yaegi: what every event has by one Fprintf, and the
+// rest of data, which may need escapes, by encoding/json.
+const (
+	// %% are the arguments of each event: id, subject, time, sequence, traceparent,
+	// scheme, path, query, version, peer's address and port, client's address.
+	eventForm = `{"specversion":"1.0","id":"%%s","source":%s,"type":"` + eventType + `","subject":"%%s","time":"%%s",` +
+		`"datacontenttype":"application/json","dataschema":"` + dataSchema + `","sequence":"%s-%%020d"%%s,` +
+		`"data":{"url":{"scheme":"%%s","path":"%%s"%%s},"network":{"protocol":{"name":"http","version":"%%s"},` +
+		`"peer":{"address":"%%s","port":%%d}},"client":{"address":"%%s"}`
+	timeForm = "2006-01-02T15:04:05.000000Z"
+)
 
+// wireData is the second stroke. Under Yaegi encoding/json sees unexported fields,
+// ignores encoding methods of nested values and does not flatten embedded structs:
+// hence plain structs of exported fields.
 type wireData struct {
 	HTTP       wireHTTP          `json:"http"`
-	URL        wireURL           `json:"url"`
-	Network    wireNetwork       `json:"network"`
-	Client     *wireAddress      `json:"client"`
-	Server     *wireAddress      `json:"server,omitempty"`
+	Server     *wireServer       `json:"server,omitempty"`
 	UserAgent  *wireUserAgent    `json:"user_agent,omitempty"`
 	TLS        *wireTLS          `json:"tls,omitempty"`
 	RequestID  string            `json:"request_id,omitempty"`
@@ -80,25 +76,9 @@ type wireBody struct {
 	Reason        string  `json:"truncated_reason,omitempty"`
 }
 
-type wireURL struct {
-	Scheme string `json:"scheme"`
-	Path   string `json:"path"`
-	Query  string `json:"query,omitempty"`
-}
-
-type wireNetwork struct {
-	Protocol wireProtocol `json:"protocol"`
-	Peer     *wireAddress `json:"peer"`
-}
-
-type wireProtocol struct {
-	Name    string `json:"name,omitempty"`
-	Version string `json:"version"`
-}
-
-type wireAddress struct {
+type wireServer struct {
 	Address string `json:"address"`
-	Port    int    `json:"port,omitempty"`
+	Port    int    `json:"port"`
 }
 
 type wireUserAgent struct {
@@ -109,6 +89,15 @@ type wireTLS struct {
 	Protocol wireProtocol `json:"protocol"`
 }
 
+type wireProtocol struct {
+	Version string `json:"version"`
+}
+
+// formOf is the first stroke of a pipeline's events, for Fprintf.
+func formOf(source, boot string) string {
+	return fmt.Sprintf(eventForm, strings.ReplaceAll(quote(source), "%", "%%"), boot)
+}
+
 // encode makes the payload of an event. What was kept of the body is let go of.
 //
 // Each part that a request may not have is looked for here and made elsewhere: in
@@ -116,61 +105,94 @@ type wireTLS struct {
 func encode(p *pipeline, c *capture, d *delivery) []byte {
 	set := c.set
 	path, query := splitURI(c.uri)
-	if query != "" && (set.queryDefault != modeKeep || set.queryNames.MatchString(query)) {
-		query = redactQuery(set, query)
+	if odd(path) {
+		path = escape(path)
+	}
+	if query != "" {
+		query = queryField(set, query)
+	}
+	trace := ""
+	if c.header["Traceparent"] != nil {
+		trace = traceField(c.header, d)
+	}
+	peer, digits, _ := net.SplitHostPort(c.remote)
+	port, _ := strconv.Atoi(digits)
+	client := peer
+	if set.trustForwardHeader {
+		client = forwardedFor(c.header, peer)
 	}
 	header := redactHeader(set, c.header)
-	peer := peerOf(c.remote)
-	data := wireData{
-		HTTP:       wireHTTP{Request: wireRequest{Method: c.method, Header: header}},
-		URL:        wireURL{Scheme: "http", Path: path, Query: query},
-		Network:    wireNetwork{Protocol: wireProtocol{Name: "http", Version: protocolVersion(c.proto)}, Peer: peer},
-		Attributes: set.attributes,
-	}
-	port := 80
-	if c.secure != nil {
-		port = 443
-		data.URL.Scheme = "https"
-		data.TLS = &wireTLS{Protocol: wireProtocol{Version: tlsVersion(c.secure.Version)}}
-	}
-	data.Server = serverOf(c.host, port)
-	data.Client = clientOf(set, c.header, peer)
+	data := &wireData{Attributes: set.attributes, HTTP: wireHTTP{Request: wireRequest{Method: c.method, Header: header}}}
 	if set.cookieNames != nil {
 		data.HTTP.Request.Cookie = selectCookies(set, c.header)
 	}
 	if c.body != nil {
 		data.HTTP.Request.Body = encodeBody(c.body)
 	}
-	if c.header["Traceparent"] != nil {
-		d.traceparent = traceparentOf(c.header)
+	scheme := "http"
+	if c.secure != nil {
+		scheme = "https"
+		data.TLS = tlsOf(c.secure)
+	}
+	if c.host != "" {
+		data.Server = serverOf(c.host, scheme)
 	}
 	// From the redacted header, so that redaction holds here, too.
+	if agent := header["user-agent"]; agent != nil {
+		data.UserAgent = &wireUserAgent{agent[0]}
+	}
 	if id := header[set.requestID]; id != nil {
 		data.RequestID = id[0]
 	}
-	if agent := header["user-agent"]; agent != nil {
-		data.UserAgent = &wireUserAgent{Original: agent[0]}
-	}
-	return marshal(&wireEvent{
-		SpecVersion: "1.0", ID: d.id, Source: p.set.source, Type: eventType, Subject: path,
-		Time:            c.at.UTC().Format("2006-01-02T15:04:05.000000Z"),
-		DataContentType: "application/json", DataSchema: dataSchema,
-		Sequence:    fmt.Sprintf("%s-%020d", p.boot, c.sequence),
-		Traceparent: d.traceparent,
-		Data:        data,
-	})
+	buffer := &bytes.Buffer{}
+	fmt.Fprintf(buffer, p.form, d.id, path, c.at.UTC().Format(timeForm), c.sequence, trace,
+		scheme, path, query, versions[c.proto], peer, port, client)
+	joint := buffer.Len()
+	encodeJSON(buffer, data)
+	// The braces of the second stroke become those of the whole: the first one a
+	// comma, and the line break after the last one the end of the event.
+	payload := buffer.Bytes()
+	payload[joint] = ','
+	payload[len(payload)-1] = '}'
+	return payload
 }
 
-// marshal returns a slice of its own for every event: the transport may read it
-// after an answer came, so it cannot be used for the next one.
-func marshal(e *wireEvent) []byte {
-	buffer := &bytes.Buffer{}
+// encodeJSON writes v and a line break. Every event gets a buffer of its own: the
+// transport may read it after an answer came, so it cannot be used for the next one.
+func encodeJSON(buffer *bytes.Buffer, v interface{}) {
 	encoder := json.NewEncoder(buffer)
 	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(e); err != nil {
+	if err := encoder.Encode(v); err != nil {
 		panic(err) // contained by the worker: internal_error
 	}
-	return buffer.Bytes()[:buffer.Len()-1]
+}
+
+// odd says whether a text would need escapes in JSON.
+func odd(s string) bool {
+	return !strconv.CanBackquote(s) || strings.ContainsAny(s, "\"\\\t")
+}
+
+// quote is a text as JSON, and escape what is between its quotes.
+func quote(s string) string {
+	buffer := &bytes.Buffer{}
+	encodeJSON(buffer, s)
+	return strings.TrimSuffix(buffer.String(), "\n")
+}
+
+func escape(s string) string {
+	q := quote(s)
+	return q[1 : len(q)-1]
+}
+
+// queryField is the query as it may leave.
+func queryField(set *settings, query string) string {
+	if set.queryDefault != modeKeep || set.queryNames.MatchString(query) {
+		query = redactQuery(set, query)
+	}
+	if query == "" {
+		return ""
+	}
+	return `,"query":` + quote(query)
 }
 
 func encodeBody(b *body) *wireBody {
@@ -236,66 +258,47 @@ func pathOfAbsolute(uri string) string {
 	return "/"
 }
 
-// protocolVersion is OpenTelemetry's: "1.1", and from HTTP/2 on without a minor version.
-func protocolVersion(proto string) string {
-	v := strings.TrimPrefix(proto, "HTTP/")
-	if v == "2.0" || v == "3.0" {
-		return v[:1]
-	}
-	return v
-}
+// versions are OpenTelemetry's network.protocol.version: from HTTP/2 on without a
+// minor version.
+var versions = map[string]string{"HTTP/1.0": "1.0", "HTTP/1.1": "1.1", "HTTP/2.0": "2", "HTTP/3.0": "3"}
 
-func tlsVersion(v uint16) string {
-	return strings.TrimPrefix(tls.VersionName(v), "TLS ")
-}
-
-// peerOf is the other end of the connection, which the server wrote as host:port.
-func peerOf(remote string) *wireAddress {
-	address, digits, _ := net.SplitHostPort(remote)
-	port, _ := strconv.Atoi(digits)
-	return &wireAddress{Address: address, Port: port}
+func tlsOf(state *tls.ConnectionState) *wireTLS {
+	return &wireTLS{wireProtocol{strings.TrimPrefix(tls.VersionName(state.Version), "TLS ")}}
 }
 
 // serverOf is whom the client asked, with the port of the scheme if it named none.
-func serverOf(host string, port int) *wireAddress {
-	if host == "" {
-		return nil
+func serverOf(host, scheme string) *wireServer {
+	server := &wireServer{host, 80}
+	if scheme == "https" {
+		server.Port = 443
 	}
 	if strings.IndexByte(host, ':') >= 0 {
-		return serverWithPort(host, port)
+		takePort(server)
 	}
-	return &wireAddress{Address: host, Port: port}
+	return server
 }
 
-func serverWithPort(host string, port int) *wireAddress {
-	address, digits, err := net.SplitHostPort(host)
+// takePort moves the port from the address to where it belongs.
+func takePort(server *wireServer) {
+	address, digits, err := net.SplitHostPort(server.Address)
 	if err != nil {
-		address = strings.Trim(host, "[]")
+		address = strings.Trim(server.Address, "[]")
 	} else if n, err := strconv.ParseUint(digits, 10, 16); err == nil && n > 0 {
-		port = int(n)
+		server.Port = int(n)
 	}
-	return &wireAddress{Address: address, Port: port}
+	server.Address = address
 }
 
-// clientOf is the peer, or, if the operator trusts the header, whom the first proxy
-// named: the left end of X-Forwarded-For, else X-Real-Ip.
-func clientOf(set *settings, h http.Header, peer *wireAddress) *wireAddress {
-	if set.trustForwardHeader {
-		if forwarded := forwardedFor(h); forwarded != nil {
-			return forwarded
-		}
-	}
-	return &wireAddress{Address: peer.Address}
-}
-
-func forwardedFor(h http.Header) *wireAddress {
+// forwardedFor is whom the first proxy named, if the operator trusts that: the left
+// end of X-Forwarded-For, else X-Real-Ip, else the peer.
+func forwardedFor(h http.Header, peer string) string {
 	first, _, _ := strings.Cut(h.Get("X-Forwarded-For"), ",")
 	for _, address := range []string{first, h.Get("X-Real-Ip")} {
 		if ip := net.ParseIP(strings.Trim(strings.TrimSpace(address), "[]")); ip != nil {
-			return &wireAddress{Address: ip.String()}
+			return ip.String()
 		}
 	}
-	return nil
+	return peer
 }
 
 var traceparentForm = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
@@ -312,4 +315,12 @@ func traceparentOf(h http.Header) string {
 		return ""
 	}
 	return v
+}
+
+func traceField(h http.Header, d *delivery) string {
+	d.traceparent = traceparentOf(h)
+	if d.traceparent == "" {
+		return ""
+	}
+	return `,"traceparent":"` + d.traceparent + `"`
 }

@@ -27,7 +27,7 @@ type pipeline struct {
 	ledger *ledger   // shared by the pipelines of one middleware name
 	sender *sender
 	budget *budget
-	boot   string // prefix of the sequence: when the pipeline began
+	form   string // of the events' first part: source and boot are the same in all
 
 	// queue has room for set.queueSize events and one notice to leave (nil). Only
 	// who holds the ledger's lock sends, after a look at the length, so that a send
@@ -60,10 +60,10 @@ type pipeline struct {
 	grace  *time.Timer
 }
 
-func newPipeline(set *settings, l *ledger) *pipeline {
+func newPipeline(set *settings, l *ledger, boot int64) *pipeline {
 	p := &pipeline{
-		set: set, ledger: l, mu: &l.mu, sender: newSender(set), budget: &budget{limit: set.memoryLimit},
-		boot: fmt.Sprintf("%012x", time.Now().UnixMilli()),
+		set: set, ledger: l, mu: &l.mu, sender: newSender(set), budget: newBudget(set.memoryLimit),
+		form: formOf(set.source, fmt.Sprintf("%012x", boot)),
 	}
 	p.queue = make(chan *capture, set.queueSize+1)
 	life, endLife := context.WithCancel(context.Background())
@@ -261,6 +261,7 @@ func cleanUp(p *pipeline) {
 	defer contain()
 	p.sender.transport.CloseIdleConnections()
 	forget(p)
+	publish()
 }
 
 // handle sees one event through: delivered or failed, and counted once.

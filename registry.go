@@ -21,13 +21,25 @@ var (
 	pipelines  = map[string]*pipeline{} // live ones, by the key of their delivery settings
 	existing   = []*pipeline{}          // live ones and those that drain
 	ledgers    = map[string]*ledger{}   // by middleware name, as long as it has a pipeline
+	lastBoot   int64                    // of the pipeline made last
 	signals    chan os.Signal           // nil while there is no pipeline
 	ending     bool                     // Traefik was told to end
+
+	// markerKeys are the keys that deliveries of this process are marked with:
+	// [][]byte, replaced under the lock, read by requests without it.
+	markerKeys atomic.Value
 )
 
 // lease returns the pipeline for these settings, a new one if none lives, and holds
 // it until ctx ends.
 func lease(ctx context.Context, set *settings) *pipeline {
+	p := leased(set)
+	endWith(ctx, p)
+	publish()
+	return p
+}
+
+func leased(set *settings) *pipeline {
 	registryMu.Lock()
 	defer registryMu.Unlock()
 	p, ok := pipelines[set.key]
@@ -38,7 +50,6 @@ func lease(ctx context.Context, set *settings) *pipeline {
 	if p.grace != nil {
 		p.grace.Stop()
 	}
-	endWith(ctx, p)
 	return p
 }
 
@@ -48,11 +59,17 @@ func enlist(set *settings) *pipeline {
 	if !ok {
 		l = newLedger(set.name)
 		ledgers[set.name] = l
-		publish(l)
 	}
-	p := newPipeline(set, l)
+	// Two pipelines never share a boot, or their sequences would look like one.
+	boot := time.Now().UnixMilli()
+	if boot <= lastBoot {
+		boot = lastBoot + 1
+	}
+	lastBoot = boot
+	p := newPipeline(set, l, boot)
 	pipelines[set.key] = p
 	existing = append(existing, p)
+	noteMarkerKeys()
 	if ending {
 		p.endPaces()
 	}
@@ -60,6 +77,15 @@ func enlist(set *settings) *pipeline {
 		watchSignals()
 	}
 	return p
+}
+
+// noteMarkerKeys is called whenever pipelines come or go. The registry is locked.
+func noteMarkerKeys() {
+	keys := [][]byte{processKey}
+	for _, p := range existing {
+		keys = append(keys, p.set.secrets...)
+	}
+	markerKeys.Store(keys)
 }
 
 // endWith is a function of its own because Yaegi keeps every closure of a function
@@ -108,6 +134,7 @@ func forget(p *pipeline) {
 		}
 	}
 	existing = others
+	noteMarkerKeys()
 	p.mu.Lock()
 	if !p.forgotten {
 		p.forgotten = true
@@ -116,7 +143,6 @@ func forget(p *pipeline) {
 	p.mu.Unlock()
 	if siblings == 0 && ledgers[p.ledger.name] == p.ledger {
 		delete(ledgers, p.ledger.name)
-		unpublish(p.ledger)
 	}
 	if len(existing) == 0 && signals != nil {
 		signal.Stop(signals)
@@ -142,7 +168,7 @@ func snapshot(l *ledger) map[string]interface{} {
 			length += len(p.queue)
 			capacity += p.set.queueSize
 			held += atomic.LoadInt64(&p.budget.held)
-			limit += p.budget.limit
+			limit += p.set.memoryLimit
 		}
 	}
 	shown := counts(l, offered)
