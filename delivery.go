@@ -1,7 +1,6 @@
 package requestmirror
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -26,6 +25,7 @@ type sender struct {
 	url       string
 	host      string      // other than the URL's, if the operator wants that
 	header    http.Header // cloned for each attempt
+	secrets   [][]byte    // of signatures, nil for none
 	markerKey []byte
 	stamp     atomic.Value // *stamp of the current second; any worker may replace it
 }
@@ -38,7 +38,8 @@ type stamp struct {
 }
 
 func newSender(set *settings) *sender {
-	s := &sender{transport: newTransport(set), url: set.url.String(), markerKey: processKey, header: set.requestHeaders.Clone()}
+	s := &sender{transport: newTransport(set), url: set.url.String(), markerKey: processKey,
+		secrets: set.secrets, header: set.requestHeaders.Clone()}
 	if len(set.secrets) > 0 {
 		s.markerKey = set.secrets[0]
 	}
@@ -63,18 +64,6 @@ func newStamp(s *sender, second int64) *stamp {
 	return &stamp{second: second, timestamp: timestamp, header: header}
 }
 
-// stampOf is the stamp of this second.
-func stampOf(s *sender) *stamp {
-	second := time.Now().Unix()
-	current, ok := s.stamp.Load().(*stamp)
-	if ok && current.second == second {
-		return current
-	}
-	fresh := newStamp(s, second)
-	s.stamp.Store(fresh)
-	return fresh
-}
-
 // newTransport makes the connections to the receiver. Proxies from the environment
 // and transparent decompression are off: a delivery goes where watchURL says, and an
 // answer is never larger than what came over the wire.
@@ -94,60 +83,6 @@ func newTransport(set *settings) *http.Transport {
 		DisableCompression:     true,
 		ForceAttemptHTTP2:      true,
 	}
-}
-
-// delivery is one event on its way.
-type delivery struct {
-	id          string // the same over all attempts: the receiver's idempotency key
-	traceparent string // empty if the request had none
-	payload     []byte
-	attempts    int
-}
-
-// verdict is what one attempt came to. An empty reason is delivered.
-type verdict struct {
-	reason string
-	retry  bool          // whether another attempt may help
-	after  time.Duration // the receiver's wish; zero if it has none
-	detail string        // for the log
-}
-
-// attempt posts the event once. The transport is used without http.Client: redirects
-// are answers like others, and there are no cookies. Header fields are set by index,
-// with canonical names, as calls are what costs in Yaegi.
-func attempt(p *pipeline, d *delivery) verdict {
-	ctx, cancel := context.WithTimeout(p.life, p.set.timeout)
-	defer cancel()
-	// With a bytes.Reader the transport can send again on a connection that the
-	// receiver had closed meanwhile, which is no attempt.
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.sender.url, bytes.NewReader(d.payload))
-	if err != nil {
-		return verdict{reason: reasonInternal, detail: "the request could not be made"}
-	}
-	now := stampOf(p.sender)
-	header := now.header.Clone()
-	header["Webhook-Id"] = []string{d.id}
-	if p.set.secrets != nil {
-		header["Webhook-Signature"] = []string{sign(p.set.secrets, d.id, now.timestamp, d.payload)}
-	}
-	if d.traceparent != "" {
-		header["Traceparent"] = []string{d.traceparent}
-	}
-	req.Header = header
-	if p.sender.host != "" {
-		req.Host = p.sender.host
-	}
-	resp, err := p.sender.transport.RoundTrip(req)
-	if err != nil {
-		return judgeError(p, ctx, err)
-	}
-	if resp.ContentLength != 0 {
-		drain(resp)
-	}
-	if resp.StatusCode >= 200 && resp.StatusCode <= 299 {
-		return verdict{}
-	}
-	return judge(resp.StatusCode, resp.Header)
 }
 
 // drain reads an answer to the end, so that the connection can be used again, but

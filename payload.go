@@ -104,8 +104,11 @@ func formOf(source, boot string) string {
 // Yaegi a call costs what all the branches in it would.
 func encode(p *pipeline, c *capture, d *delivery) []byte {
 	set := c.set
-	path, query := splitURI(c.uri)
-	if odd(path) {
+	path, query, _ := strings.Cut(c.uri, "?")
+	if !strings.HasPrefix(path, "/") {
+		path = pathOfAbsolute(path)
+	}
+	if !strconv.CanBackquote(path) || strings.ContainsAny(path, oddBytes) {
 		path = escape(path)
 	}
 	if query != "" {
@@ -167,10 +170,9 @@ func encodeJSON(buffer *bytes.Buffer, v interface{}) {
 	}
 }
 
-// odd says whether a text would need escapes in JSON.
-func odd(s string) bool {
-	return !strconv.CanBackquote(s) || strings.ContainsAny(s, "\"\\\t")
-}
+// oddBytes need an escape in JSON although strconv.CanBackquote lets them pass; it
+// refuses all others that do, and what is not UTF-8.
+const oddBytes = "\"\\\t"
 
 // quote is a text as JSON, and escape what is between its quotes.
 func quote(s string) string {
@@ -236,16 +238,8 @@ func newID(at time.Time) string {
 	return fmt.Sprintf("%08x-%04x-7%03x-%04x-%012x", ms>>16, ms&0xffff, a>>52, 0x8000|a&0x3fff, rand.Uint64()>>16)
 }
 
-// splitURI takes path and query from a request target as it was sent: in origin
-// form, in absolute form (a proxy's) or "*".
-func splitURI(uri string) (path, query string) {
-	path, query, _ = strings.Cut(uri, "?")
-	if !strings.HasPrefix(path, "/") {
-		path = pathOfAbsolute(path)
-	}
-	return path, query
-}
-
+// pathOfAbsolute is the path of a request target that is not in origin form: in
+// absolute form, as for a proxy, or "*".
 func pathOfAbsolute(uri string) string {
 	i := strings.Index(uri, "://")
 	if i < 0 {
