@@ -19,15 +19,16 @@ const (
 	cutLimit       = "limit"        // longer than maxBodySize
 )
 
-// A large body is kept in parts, which are added as the bytes come, so that a client
-// that announces much and sends little holds little.
+// A body is kept in parts, which are added as the bytes come and are the larger the
+// more came, so that a client that announces much and sends little holds little.
 const (
 	firstPart = 4 << 10
-	partSize  = 32 << 10
+	nextPart  = 32 << 10
+	largePart = 128 << 10
 )
 
-// parts of full size are used again, so that large uploads are no work for the
-// garbage collector. Items are *[]byte.
+// parts are the large ones that can be used again, so that uploads are little work
+// for the garbage collector. Items are *[]byte.
 var parts sync.Pool
 
 // body is the copy of a request's body, written by whatever goroutine reads the
@@ -172,14 +173,15 @@ func keepRest(b *body, p []byte) {
 	}
 }
 
-// grow begins another part, or says that the budget is spent. The first part is
-// small: a client that announces much and sends little shall hold little.
+// grow begins another part, or says that the budget is spent.
 func grow(b *body) bool {
-	n := int64(partSize)
-	if b.part == nil {
-		n = firstPart
-	}
 	kept := b.kept + int64(len(b.part))
+	n := int64(firstPart)
+	if kept >= largePart {
+		n = largePart
+	} else if kept > 0 {
+		n = nextPart
+	}
 	if left := b.declared - kept; left > 0 && left < n {
 		n = left
 	}
@@ -199,7 +201,7 @@ func grow(b *body) bool {
 }
 
 func newPart(n int) []byte {
-	if n == partSize {
+	if n == largePart {
 		if used, ok := parts.Get().(*[]byte); ok {
 			return (*used)[:0]
 		}
@@ -265,7 +267,7 @@ func recycle(b *body) {
 }
 
 func recyclePart(part []byte) {
-	if cap(part) == partSize {
+	if cap(part) == largePart {
 		parts.Put(&part)
 	}
 }
