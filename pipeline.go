@@ -44,7 +44,8 @@ type pipeline struct {
 	// mu is the ledger's lock, so that counts and queue always agree. It guards all
 	// below but the leases.
 	mu        *sync.Mutex
-	room      int    // an offer needs no second look while fewer events wait; 0 while workers may be missing
+	room      int    // an offer needs no second look while fewer events wait
+	short     bool   // whether there could be more workers; room is then what idle ones can take
 	sequence  uint64 // of the last event offered
 	running   int    // workers
 	idle      int    // workers that wait for work
@@ -159,8 +160,8 @@ func evict(p *pipeline, oldest interface{}) {
 	discharge(p.budget, c)
 }
 
-// staff starts a worker if more events wait than workers. The pipeline is locked.
-// Once all workers are there, offers need not look here any more.
+// staff starts a worker if more events wait than workers, and sets room and short.
+// The pipeline is locked.
 func staff(p *pipeline) {
 	if p.running < p.set.workers && len(p.queue) > p.idle {
 		if p.retired && p.running == 0 {
@@ -169,12 +170,16 @@ func staff(p *pipeline) {
 		p.running++
 		go work(p)
 	}
-	p.room = 0
-	if p.running == p.set.workers && !p.retired {
-		p.room = backlog
-		if p.room > p.set.queueSize {
-			p.room = p.set.queueSize
-		}
+	p.short = p.running < p.set.workers
+	p.room = backlog
+	if p.short {
+		p.room = p.idle
+	}
+	if p.room > p.set.queueSize {
+		p.room = p.set.queueSize
+	}
+	if p.retired {
+		p.room = 0 // a late offer may have to start a worker
 	}
 }
 
@@ -201,6 +206,7 @@ func retire(p *pipeline) {
 	p.mu.Lock()
 	p.retired = true
 	p.room = 0
+	p.short = false
 	if p.running == 0 {
 		dissolve(p)
 	} else {

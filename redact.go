@@ -61,20 +61,22 @@ func redactOther(set *settings, out map[string][]string, name string, values []s
 	if len(values) == 0 {
 		return // how a handler keeps a proxy from adding the header
 	}
-	mode := modeOf(set, name)
-	if mode == modeKeep {
-		out[strings.ToLower(name)] = values
+	// Names are canonical, unless another middleware wrote one in its own way.
+	canonical := http.CanonicalHeaderKey(name)
+	mode := set.headerModes[canonical]
+	if mode == "" {
+		mode = set.headerDefault
+	}
+	if mode == modeDrop {
+		return
+	}
+	if mode != modeKeep {
+		values = veilAll(set, mode, values)
+	} else if canonical == name {
 		learn(set.names, name)
-	} else if mode != modeDrop {
-		out[strings.ToLower(name)] = veilAll(set, mode, values)
 	}
-}
-
-func modeOf(set *settings, name string) string {
-	if mode := set.headerModes[name]; mode != "" {
-		return mode
-	}
-	return set.headerDefault
+	lower := strings.ToLower(name)
+	out[lower] = append(out[lower], values...)
 }
 
 // nameTable remembers the lower-case form of header names that are kept as they are,

@@ -52,6 +52,9 @@ func run(w *worker) {
 		if w.event == nil {
 			p.mu.Lock()
 			p.idle++
+			if p.short {
+				staff(p)
+			}
 			p.mu.Unlock()
 			c := <-p.queue
 			p.mu.Lock()
@@ -65,7 +68,7 @@ func run(w *worker) {
 				continue
 			}
 			p.ledger.inFlight++
-			if p.room == 0 {
+			if p.short {
 				staff(p)
 			}
 			cautious := p.cautious
