@@ -13,17 +13,17 @@ type budget struct {
 	headers int64 // atomic: bytes of headers, up to headerLimit
 }
 
-// freeOfHeadroom is how many bytes of bodies count once.
-const freeOfHeadroom = 8 << 20
+// countedOnce is how many bytes of bodies count for what they are.
+const countedOnce = 8 << 20
 
-// newBudget is a budget within which the process grows by no more than memoryLimit,
-// give or take what all programs need. Go's collector lets the heap grow by as much
-// again as is alive (GOGC=100), so what is held beyond the first 8 MiB counts twice:
-// of 64 MiB, bodies get 36.
+// newBudget is a budget within which the process grows by little more than
+// memoryLimit. Go's collector lets the heap grow by as much again as is alive
+// (GOGC=100), and around what is held there is what holds it; so beyond the first
+// 8 MiB each byte counts three times, as measured: of 64 MiB, bodies get 26.
 func newBudget(memoryLimit int64) *budget {
 	b := &budget{limit: memoryLimit}
-	if memoryLimit > freeOfHeadroom {
-		b.limit = freeOfHeadroom + (memoryLimit-freeOfHeadroom)/2
+	if memoryLimit > countedOnce {
+		b.limit = countedOnce + (memoryLimit-countedOnce)/3
 	}
 	return b
 }

@@ -106,10 +106,7 @@ func encode(p *pipeline, c *capture, d *delivery) []byte {
 	set := c.set
 	path, query, _ := strings.Cut(c.uri, "?")
 	if !strings.HasPrefix(path, "/") {
-		path = pathOfAbsolute(path)
-	}
-	if !strconv.CanBackquote(path) || strings.ContainsAny(path, oddBytes) {
-		path = escape(path)
+		path = pathOfOther(path)
 	}
 	if query != "" {
 		query = queryField(set, query)
@@ -120,6 +117,10 @@ func encode(p *pipeline, c *capture, d *delivery) []byte {
 	}
 	peer, digits, _ := net.SplitHostPort(c.remote)
 	port, _ := strconv.Atoi(digits)
+	if plain := path + peer; !strconv.CanBackquote(plain) || strings.ContainsAny(plain, oddBytes) {
+		path = escape(path)
+		peer = escape(peer)
+	}
 	client := peer
 	if set.trustForwardHeader {
 		client = forwardedFor(c.header, peer)
@@ -238,16 +239,15 @@ func newID(at time.Time) string {
 	return fmt.Sprintf("%08x-%04x-7%03x-%04x-%012x", ms>>16, ms&0xffff, a>>52, 0x8000|a&0x3fff, rand.Uint64()>>16)
 }
 
-// pathOfAbsolute is the path of a request target that is not in origin form: in
-// absolute form, as for a proxy, or "*".
-func pathOfAbsolute(uri string) string {
-	i := strings.Index(uri, "://")
-	if i < 0 {
-		return uri
+// pathOfOther is the path of a request target that is not in origin form: absolute,
+// as for a proxy, "*", or nothing, which is "/" (RFC 3986, 6.2.3).
+func pathOfOther(target string) string {
+	_, rest, absolute := strings.Cut(target, "://")
+	if !absolute && target != "" {
+		return target
 	}
-	uri = uri[i+3:]
-	if slash := strings.IndexByte(uri, '/'); slash >= 0 {
-		return uri[slash:]
+	if slash := strings.IndexByte(rest, '/'); slash >= 0 {
+		return rest[slash:]
 	}
 	return "/"
 }

@@ -48,7 +48,7 @@ func redactHeader(set *settings, header http.Header) map[string][]string {
 	kept := keptNames(set.names)
 	for name, values := range header {
 		lower := kept[name]
-		if lower != "" && values != nil {
+		if lower != "" && len(values) > 0 {
 			out[lower] = values
 		} else {
 			redactOther(set, out, name, values)

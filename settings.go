@@ -103,13 +103,7 @@ func readReceiver(r *reader, s *settings) {
 	case given == "":
 		r.problem("watchURL", "missing", "the http or https URL of the receiver")
 	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
-		// Whatever is wrong with it, it may hold a password.
-		if strings.Contains(given, "@") {
-			given = "(not shown, as it may hold a password)"
-		} else {
-			given = strconv.Quote(given)
-		}
-		r.problem("watchURL", given, "an absolute http or https URL")
+		r.problem("watchURL", strconv.Quote(openPart(given)), "an absolute http or https URL")
 	default:
 		if u.User != nil {
 			password, _ := u.User.Password()
@@ -120,6 +114,23 @@ func readReceiver(r *reader, s *settings) {
 		s.url = u
 	}
 	s.format = r.choice("format", formatCloudEvents, formatCloudEvents, formatJSON)
+}
+
+// openPart is what may be shown of a URL that could not be read: its beginning, but
+// no more where a password may be, nor path and query, which are the secret of many a
+// webhook.
+func openPart(given string) string {
+	if strings.Contains(given, "@") {
+		return "…"
+	}
+	host := 0
+	if i := strings.Index(given, "://"); i >= 0 {
+		host = i + 3
+	}
+	if i := strings.IndexAny(given[host:], "/?#"); i >= 0 {
+		return given[:host+i] + "…"
+	}
+	return given
 }
 
 func readCapture(r *reader, s *settings) {
