@@ -127,6 +127,9 @@ func openPart(given string) string {
 	if i := strings.Index(given, "://"); i >= 0 {
 		host = i + 3
 	}
+	if host < len(given) {
+		host++ // whatever is there, "/events" is told apart from nothing
+	}
 	if i := strings.IndexAny(given[host:], "/?#"); i >= 0 {
 		return given[:host+i] + "…"
 	}
