@@ -130,8 +130,8 @@ func openPart(given string) string {
 	if host < len(given) {
 		host++ // whatever is there, "/events" is told apart from nothing
 	}
-	if i := strings.IndexAny(given[host:], "/?#"); i >= 0 {
-		return given[:host+i] + "…"
+	if i := strings.IndexAny(given[host:], "/?#"); i >= 0 && host+i+1 < len(given) {
+		return given[:host+i+1] + "…"
 	}
 	return given
 }
