@@ -184,6 +184,9 @@ func await(w *worker, wait time.Duration) bool {
 			until = start
 		}
 		now := time.Now()
+		if p.pace.Err() != nil {
+			until = now // nobody waits any more
+		}
 		if now.After(deadline) || until.After(deadline) {
 			fail(w, verdict{reason: reasonExpired})
 			return false
@@ -192,7 +195,7 @@ func await(w *worker, wait time.Duration) bool {
 			fail(w, verdict{reason: reasonRetired})
 			return false
 		}
-		if p.pace.Err() != nil || !until.After(now) {
+		if !until.After(now) {
 			return true
 		}
 		pause(p, until.Sub(now))
