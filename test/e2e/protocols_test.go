@@ -177,29 +177,36 @@ func TestExpectContinueThatIsRejectedSendsNoBody(t *testing.T) {
 
 func TestABackendThatPanics(t *testing.T) {
 	s := mirror(t, nil)
-	s.backend.Handle("abort", s.backend.Abort)
+	s.backend.Handle("before", s.backend.Abort(""))
+	s.backend.Handle("midway", s.backend.Abort("the first half"))
 	for _, p := range protocols {
 		for _, c := range []struct {
-			name string
-			body []byte
-		}{{"without a body", nil}, {"with a body", text(100)}} {
+			name, path string
+			body       []byte
+		}{
+			{"before it answers a request without a body", "/lab/before", nil},
+			{"before it answers a request with a body", "/lab/before", text(100)},
+			// Here the proxy panics, too, so that its client sees no complete answer.
+			{"in the middle of its answer to a request without a body", "/lab/midway", nil},
+			{"in the middle of its answer to a request with a body", "/lab/midway", text(100)},
+		} {
 			t.Run(p.name+" "+c.name, func(t *testing.T) {
 				var got [2]string
+				var id string
 				for i, host := range []string{s.bare(), s.name} {
-					r, id := s.request(t, http.MethodPost, p.scheme, "/lab/abort", bytes.NewReader(c.body))
-					r = to(r, host)
-					a, err := s.do(r)
-					got[i] = fmt.Sprint(err)
+					var r *http.Request
+					r, id = s.request(t, http.MethodPost, p.scheme, c.path, bytes.NewReader(c.body))
+					a, err := s.do(to(r, host))
 					if err == nil {
 						got[i] = a.Status
-					}
-					if host == s.name {
-						s.event(t, id)
+					} else if got[i] = fmt.Sprintf("%q and an error", a.body); a.body == nil {
+						t.Fatalf("no answer at all: %v", err)
 					}
 				}
 				if got[0] != got[1] {
 					t.Errorf("client: got %s; want %s, as without the plugin", got[1], got[0])
 				}
+				s.event(t, id)
 			})
 		}
 	}

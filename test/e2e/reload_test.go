@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"strings"
@@ -131,10 +132,15 @@ func TestReloadsUnderLoadLoseNothingAndLeakNothing(t *testing.T) {
 				d.Routes[s.name] = lab.Route{Backend: s.backend.URL}
 			})
 			settledGoroutines(t, w, idle)
-			await(t, "no connection to the receiver", func() (bool, any, error) {
+			// Closed, and not only given up when they have been idle for long.
+			ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+			defer cancel()
+			if err := lab.Poll(ctx, "no connection to the receiver", func() (bool, any, error) {
 				n := s.receiver.Connections()
 				return n == 0, n, nil
-			})
+			}); err != nil {
+				t.Error(err)
+			}
 		})
 	}
 }

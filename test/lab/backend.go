@@ -112,13 +112,18 @@ func (b *Backend) Pull(size int, got chan<- int) http.HandlerFunc {
 	}
 }
 
-// Abort reports and panics as a proxy does whose own backend broke: the
-// connection ends without an answer.
-func (b *Backend) Abort(_ http.ResponseWriter, r *http.Request) {
-	digest := sha256.New()
-	length, err := io.Copy(digest, r.Body)
-	b.record(r, length, digest, err)
-	panic(http.ErrAbortHandler)
+// Abort reports and breaks off the answer after its first bytes, by the panic
+// that a proxy passes on to its own client.
+func (b *Backend) Abort(begin string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		digest := sha256.New()
+		length, err := io.Copy(digest, r.Body)
+		b.record(r, length, digest, err)
+		if begin != "" {
+			flush(w, []byte(begin))
+		}
+		panic(http.ErrAbortHandler)
+	}
 }
 
 // SSE is a stream of what the channel gives, until it is closed.
