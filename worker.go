@@ -120,11 +120,13 @@ func run(w *worker) {
 			goOn(w, v)
 			continue
 		}
-		if resp.ContentLength != 0 {
+		// 101 hands over the connection, which has no end to read to.
+		if resp.ContentLength != 0 && resp.StatusCode >= 200 {
 			drain(resp)
 		}
 		cancel()
 		if resp.StatusCode < 200 || resp.StatusCode > 299 {
+			_ = resp.Body.Close()
 			goOn(w, judge(resp.StatusCode, resp.Header))
 			continue
 		}
