@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Config is what users write. docs/reference/options.md describes every option.
@@ -152,11 +153,11 @@ func (r *reader) text(path, standard string) string {
 	if !ok {
 		return standard
 	}
-	if !isScalar(value) {
-		r.problem(path, show(path, value), "a text")
+	given, ok := r.spell(path, value, "a text")
+	if !ok {
 		return standard
 	}
-	return strings.TrimSpace(spell(value))
+	return strings.TrimSpace(given)
 }
 
 func (r *reader) choice(path, standard string, choices ...string) string {
@@ -282,11 +283,11 @@ func (r *reader) list(path, standard string) (items []string, given bool) {
 	}
 	v := reflect.ValueOf(value)
 	if v.Kind() != reflect.Slice {
-		if !isScalar(value) {
-			r.problem(path, show(path, value), "a list")
+		given, ok := r.spell(path, value, "a list")
+		if !ok {
 			return nil, false
 		}
-		for _, item := range strings.Split(spell(value), ",") {
+		for _, item := range strings.Split(given, ",") {
 			if item = strings.TrimSpace(item); item != "" {
 				items = append(items, item)
 			}
@@ -294,12 +295,9 @@ func (r *reader) list(path, standard string) (items []string, given bool) {
 		return items, true
 	}
 	for i := 0; i < v.Len(); i++ {
-		item := v.Index(i).Interface()
-		if !isScalar(item) {
-			r.problem(fmt.Sprintf("%s[%d]", path, i), show(path, item), "a text")
-			continue
+		if item, ok := r.spell(fmt.Sprintf("%s[%d]", path, i), v.Index(i).Interface(), "a text"); ok {
+			items = append(items, strings.TrimSpace(item))
 		}
-		items = append(items, strings.TrimSpace(spell(item)))
 	}
 	return items, true
 }
@@ -318,40 +316,42 @@ func (r *reader) table(path string) map[string]string {
 	}
 	for _, key := range v.MapKeys() {
 		name := fmt.Sprint(key.Interface())
-		item := v.MapIndex(key).Interface()
-		if !isScalar(item) {
-			r.problem(path+"."+name, "not a text", "a text")
-			continue
+		if item, ok := r.spell(path+"."+name, v.MapIndex(key).Interface(), "a text"); ok {
+			out[name] = item
 		}
-		out[name] = spell(item)
 	}
 	return out
 }
 
-// spell writes a value as its author did: JSON brings 12345678 as a float.
-func spell(value interface{}) string {
+// spell writes a single value as its author did, or notes that it is none.
+func (r *reader) spell(path string, value interface{}, wanted string) (string, bool) {
+	text := fmt.Sprint(value)
 	if f, ok := value.(float64); ok {
-		return strconv.FormatFloat(f, 'f', -1, 64)
+		text = strconv.FormatFloat(f, 'f', -1, 64) // as JSON brings 12345678
 	}
-	return fmt.Sprint(value)
-}
-
-func isScalar(value interface{}) bool {
-	if value == nil {
-		return false
+	if k := reflect.ValueOf(value).Kind(); k == reflect.Invalid || k == reflect.Map || k == reflect.Slice || k == reflect.Struct || k == reflect.Ptr {
+		r.problem(path, show(path, value), wanted)
+		return "", false
 	}
-	k := reflect.ValueOf(value).Kind()
-	return k != reflect.Map && k != reflect.Slice && k != reflect.Struct && k != reflect.Ptr
+	if !utf8.ValidString(text) {
+		r.problem(path, "bytes that are not UTF-8", wanted)
+		return "", false
+	}
+	return text, true
 }
 
 // secretOptions hold secrets, so what was written for them is never shown.
 var secretOptions = map[string]bool{
-	"watchURL": true, "hashKey": true, "signingSecrets": true, "customRequestHeaders": true, "tls": true, "tls.key": true,
-	"tls.cert": true, "tls.ca": true,
+	"watchURL": true, "hashKey": true, "signingSecrets": true, "customRequestHeaders": true,
+	"tls": true, "tls.ca": true, "tls.cert": true, "tls.key": true,
 }
 
 func show(path string, value interface{}) string {
-	if secretOptions[path] {
+	option := path
+	if i := strings.IndexByte(path, '['); i >= 0 {
+		option = path[:i]
+	}
+	if secretOptions[option] || strings.HasPrefix(option, "customRequestHeaders.") {
 		return "a value that is not shown"
 	}
 	if s, ok := value.(string); ok {

@@ -50,25 +50,32 @@ func redactHeader(set *settings, header http.Header) map[string][]string {
 		lower := kept[name]
 		if lower != "" && len(values) > 0 {
 			out[lower] = values
-		} else {
-			redactOther(set, out, name, values)
+		} else if !redactOther(set, out, name, values) {
+			return redactStrange(set, header)
 		}
 	}
 	return out
 }
 
-func redactOther(set *settings, out map[string][]string, name string, values []string) {
-	if len(values) == 0 {
-		return // how a handler keeps a proxy from adding the header
+// redactStrange is for a header in which another middleware wrote a name in its own
+// way, so that one name may be there twice.
+func redactStrange(set *settings, header http.Header) map[string][]string {
+	out := make(map[string][]string, len(header))
+	for name, values := range header {
+		redactOther(set, out, name, values)
 	}
-	// Names are canonical, unless another middleware wrote one in its own way.
+	return out
+}
+
+// redactOther is redactHeader for one name. It returns whether the name is canonical.
+func redactOther(set *settings, out map[string][]string, name string, values []string) bool {
 	canonical := http.CanonicalHeaderKey(name)
 	mode := set.headerModes[canonical]
 	if mode == "" {
 		mode = set.headerDefault
 	}
-	if mode == modeDrop {
-		return
+	if mode == modeDrop || len(values) == 0 { // none is how a handler keeps a proxy from adding the header
+		return canonical == name
 	}
 	if mode != modeKeep {
 		values = veilAll(set, mode, values)
@@ -77,6 +84,7 @@ func redactOther(set *settings, out map[string][]string, name string, values []s
 	}
 	lower := strings.ToLower(name)
 	out[lower] = append(out[lower], values...)
+	return canonical == name
 }
 
 // nameTable remembers the lower-case form of header names that are kept as they are,

@@ -109,7 +109,13 @@ func (g *gate) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 	g.mu.Lock()
 	open := g.open
 	g.mu.Unlock()
-	g.in <- struct{}{}
+	if open == nil {
+		return
+	}
+	select {
+	case g.in <- struct{}{}:
+	case <-req.Context().Done():
+	}
 	select {
 	case <-open:
 	case <-req.Context().Done():
@@ -128,11 +134,11 @@ type stand struct {
 // newStand loads nothing: the engine is loaded. state is that of the queue; an empty
 // one is for the do-nothing plugin.
 func newStand(tb testing.TB, eng *engine, state string) *stand {
-	s := &stand{tb: tb, gate: &gate{in: make(chan struct{}, lanes)}}
+	s := &stand{tb: tb, gate: &gate{in: make(chan struct{}, 2*lanes)}}
 	config := map[string]any{}
 	n := 1
 	if state != "" {
-		recv := newReceiver(nil)
+		recv := newReceiver(nil, false)
 		recv.Config.Handler = s.gate
 		tb.Cleanup(recv.Close)
 		// Events that have waited expire without a delivery when the gate opens, so that
@@ -174,8 +180,16 @@ func (s *stand) prepare(state string) {
 	s.gate.mu.Lock()
 	s.gate.open = make(chan struct{})
 	s.gate.mu.Unlock()
+	for drained := false; !drained; { // An event of the batch before may still have been delivered.
+		select {
+		case <-s.gate.in:
+		default:
+			drained = true
+		}
+	}
 	prime := loads[0].template()
-	for _, h := range s.handlers {
+	deadline := time.Now().Add(patience)
+	for i, h := range s.handlers {
 		// maxAge is short: an event that was not taken at once may expire, so it is sent again.
 		for taken := false; !taken; {
 			h.ServeHTTP(nowhere{http.Header{}}, prime)
@@ -183,6 +197,9 @@ func (s *stand) prepare(state string) {
 			case <-s.gate.in:
 				taken = true
 			case <-time.After(20 * time.Millisecond):
+				if time.Now().After(deadline) {
+					s.tb.Fatalf("no event of %s comes to the receiver; ledger: %s", s.names[i], globals().Middlewares[s.names[i]])
+				}
 			}
 		}
 	}

@@ -197,6 +197,19 @@ func TestCapture(t *testing.T) {
 				c.eq("traceparent", e.Traceparent, map[bool]string{true: valid}[i == 0])
 			}
 		}},
+		{name: "two traceparents are none", want: one, do: func(c *run) {
+			c.get("/", "Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b8-01")
+			c.eq("traceparent", c.event().Traceparent, "")
+		}},
+		{name: "a cookie header that another middleware wrote in lower case does not leave", want: one, secret: []string{"s3cr3t"}, do: func(c *run) {
+			h := c.handler
+			c.use(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
+				req.Header["cookie"], req.Header["authorization"] = []string{"a=s3cr3t"}, []string{"s3cr3t"}
+				h.ServeHTTP(rw, req)
+			}))
+			c.get("/")
+			c.event()
+		}},
 		{name: "bytes that are no text never break an event", want: "seen=2 enqueued=2 delivered=2", do: func(c *run) {
 			io.Copy(io.Discard, c.raw("GET /\xff\xfe?\xff HTTP/1.1\r\nHost: a\r\nX-Bytes: \xff\xc3\x28\r\nUser-Agent: \xe2\x28\r\nConnection: close\r\n\r\n"))
 			io.Copy(io.Discard, c.raw("GET / HTTP/1.1\r\nHost: a\r\nCookie: \xff=\xff\r\nX-Request-Id: \xff\r\nConnection: close\r\n\r\n"))

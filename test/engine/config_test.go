@@ -3,8 +3,12 @@ package engine
 import (
 	"context"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"gopkg.in/yaml.v3"
 )
 
 // unwrap returns the handler that Traefik has in hand: for compiled code the
@@ -213,4 +217,43 @@ func TestConfig(t *testing.T) {
 			c.eq("kept bytes and X-A", bodies, map[int]bool{26: true, 3: false})
 		}},
 	}...))
+}
+
+// TestManifest does what the plugin catalog does with .traefik.yml: its testData is
+// the snippet that users copy.
+func TestManifest(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join("..", "..", ".traefik.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var manifest struct {
+		Type     string         `yaml:"type"`
+		Import   string         `yaml:"import"`
+		BasePkg  string         `yaml:"basePkg"`
+		Summary  string         `yaml:"summary"`
+		TestData map[string]any `yaml:"testData"`
+	}
+	if err := yaml.Unmarshal(raw, &manifest); err != nil {
+		t.Fatal(err)
+	}
+	if got := manifest.Type + " " + manifest.Import + " " + manifest.BasePkg; strings.TrimSpace(got) != "middleware "+importPath {
+		t.Errorf("manifest: got %q; want a middleware of %s, whose package has its name", got, importPath)
+	}
+	if manifest.Summary == "" || len(manifest.TestData) == 0 {
+		t.Error("manifest: got no summary or no testData; want both")
+	}
+	manifest.TestData["strict"] = true
+	for _, eng := range loaded(t) {
+		cfg, err := eng.createConfig(manifest.TestData)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		next := http.NotFoundHandler()
+		h, err := eng.newHandler(ctx, next, cfg, eng.name+"-manifest@file")
+		if err != nil || h == nil {
+			t.Errorf("%s: New with testData: got %v, %v; want a handler", eng.name, h, err)
+		}
+	}
 }

@@ -178,6 +178,7 @@ func TestRetired(t *testing.T) {
 			c.recv.release()
 			c.events(4)
 			gone(c, 1)
+			c.until("its connection is closed, the other's is kept", func() bool { return c.recv.open() == 1 })
 		}},
 		{name: "what does not drain in time is counted as retired", config: "-", answers: []answer{{hang: true}}, want: "seen=4 enqueued=4 delivered=1 failed.retired=3", do: func(c *run) {
 			h, cancel, _ := c.newRouter("{workers: 1, timeout: 60s, drainTimeout: 100ms}")
@@ -220,6 +221,7 @@ func TestRetired(t *testing.T) {
 			c.event()
 			cancel()
 			c.until("no counters", func() bool { _, there := globals().Middlewares[c.name]; return !there })
+			c.until("no connection", func() bool { return c.recv.open() == 0 })
 			c.gone = true
 		}},
 	})

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"sync"
@@ -40,13 +41,29 @@ type receiver struct {
 	mu     sync.Mutex
 	script []answer
 	got    []*delivery
+	conns  int // open connections
 }
 
-func newReceiver(script []answer) *receiver {
+func newReceiver(script []answer, secure bool) *receiver {
 	r := &receiver{script: script, released: make(chan struct{})}
 	r.Server = httptest.NewUnstartedServer(r)
 	r.Config.ErrorLog = quiet
-	r.Start()
+	r.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		switch state {
+		case http.StateNew:
+			r.conns++
+		case http.StateClosed, http.StateHijacked:
+			r.conns--
+		}
+	}
+	if secure {
+		r.EnableHTTP2 = true
+		r.StartTLS()
+	} else {
+		r.Start()
+	}
 	return r
 }
 
@@ -101,6 +118,12 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 
 // release answers all that hang.
 func (r *receiver) release() { r.once.Do(func() { close(r.released) }) }
+
+func (r *receiver) open() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.conns
+}
 
 func (r *receiver) deliveries() []delivery {
 	r.mu.Lock()

@@ -142,6 +142,7 @@ func TestParseAcceptsWhatTheContractAllows(t *testing.T) {
 		{"an extension method", "data.http.request.method", "M-SEARCH"},
 		{"a header name with every token character", "data.http.request.header", obj{"!#$%&'*+-.^_`|~09az": []string{""}}},
 		{"an IPv6 peer on a unix socket, without port", "data.network.peer", obj{"address": "2001:db8::1"}},
+		{"a request that names no host, as HTTP/1.0 may", "data.server", nil},
 		{"time without a fraction", "time", "2026-09-18T09:41:07Z"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
