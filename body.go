@@ -177,7 +177,7 @@ func keepRest(b *body, p []byte) {
 func grow(b *body) bool {
 	kept := b.kept + int64(len(b.part))
 	n := int64(firstPart)
-	if kept >= largePart {
+	if kept >= largePart || kept > 0 && b.declared > 0 {
 		n = largePart
 	} else if kept > 0 {
 		n = nextPart

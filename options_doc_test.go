@@ -8,6 +8,7 @@ import (
 	"os"
 	"reflect"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -93,20 +94,39 @@ func TestBoundsInTheReferenceAreThoseOfThePlugin(t *testing.T) {
 				t.Errorf("%s: %s is documented as allowed; got %q", row[1], bound, problems)
 			}
 		}
-		beyond := map[string]string{"int": "1000001", "size": "1099511627777", "duration": "24h0m1s"}[row[2]]
-		if bounds[2] == "1Gi" {
-			beyond = "1073741825"
-		}
-		if len(problemsWith(row[1], beyond)) == 0 {
-			t.Errorf("%s: %s is allowed, but %s is documented as the most", row[1], beyond, bounds[2])
-		}
-		if len(problemsWith(row[1], "-1")) == 0 {
-			t.Errorf("%s: -1 is allowed", row[1])
+		for i, beyond := range []string{justBeyond(t, row[2], bounds[1], -1), justBeyond(t, row[2], bounds[2], 1)} {
+			if len(problemsWith(row[1], beyond)) == 0 {
+				t.Errorf("%s: %s is allowed, beyond the documented bound %s", row[1], beyond, bounds[i+1])
+			}
 		}
 	}
 	if found < 10 {
 		t.Errorf("got %d rows with bounds; want at least 10: has the table another form?", found)
 	}
+}
+
+// justBeyond is a value of the type next to the bound.
+func justBeyond(t *testing.T, kind, bound string, step int64) string {
+	t.Helper()
+	if kind == "duration" {
+		if bound == "0" {
+			bound = "0s"
+		}
+		d, err := time.ParseDuration(bound)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return (d + time.Duration(step)).String()
+	}
+	number, unit := strings.TrimSuffix(bound, "Gi"), int64(1)
+	if number != bound {
+		unit = 1 << 30
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strconv.FormatInt(n*unit+step, 10)
 }
 
 func problemsWith(path string, value interface{}) []string {

@@ -556,6 +556,24 @@ func TestGracePeriod(t *testing.T) {
 	})
 }
 
+func TestGracePeriodBeginsAnewWithEachReload(t *testing.T) {
+	onStage(t, nil, []reply{{status: 204}}, func(t *testing.T, s *stage) {
+		s.cancel()
+		s.wait(4 * time.Second)
+		_, cancel := s.router(nil)
+		s.wait(500 * time.Millisecond)
+		cancel()
+		s.wait(gracePeriod - 1) // the first grace period would have ended long ago
+		if len(pipelines) != 1 {
+			t.Error("got no pipeline before the grace period ended; want it alive")
+		}
+		s.wait(1)
+		if !registryIsEmpty() {
+			t.Error("got a pipeline when the grace period had ended; want none")
+		}
+	})
+}
+
 func TestLeasesOverManyReloads(t *testing.T) {
 	onStage(t, nil, []reply{{status: 204}}, func(t *testing.T, s *stage) {
 		for range 50 {

@@ -42,6 +42,7 @@ var queryCases = []struct {
 	{"a signature that the operator keeps", opts{"queryParameters.names": map[string]string{"SIG": "keep"}}, "sig=1&signature=2", "sig=1&signature=REDACTED"},
 	{"drop takes name and value", opts{"queryParameters.names": map[string]string{"a": "drop"}}, "a=1&b=2&a&c=3", "b=2&c=3"},
 	{"drop of the last", opts{"queryParameters.names": map[string]string{"a": "drop"}}, "b=2&a=1", "b=2"},
+	{"a separator at the end stays", opts{"queryParameters.names": map[string]string{"a": "drop"}}, "b=2&sig=1&a=1&", "b=2&sig=REDACTED&"},
 	{"drop of all", opts{"queryParameters.names": map[string]string{"a": "drop"}}, "a=1", ""},
 	{"redact all but some", opts{"queryParameters.defaultMode": "redact", "queryParameters.names": map[string]string{"page": "keep"}}, "page=1&q=x&sig=y", "page=1&q=REDACTED&sig=REDACTED"},
 	{"drop all but some", opts{"queryParameters.defaultMode": "drop", "queryParameters.names": map[string]string{"page": "keep"}}, "q=x&page=1&sig=y", "page=1"},

@@ -1,0 +1,3 @@
+module github.com/opencommit/requestmirror/examples/receiver
+
+go 1.22

@@ -1,0 +1,127 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+)
+
+const (
+	mib         = 1 << 20
+	memoryLimit = 64 * mib // the default of the option
+	allowance   = 32 * mib // for what is not a body: queue, headers, buffers, garbage
+)
+
+var patterns = []struct {
+	name string
+	slow bool
+}{{"32 fast clients", false}, {"500 slow uploads at once", true}}
+
+// growth is the peak memory of two Traefiks under the same load.
+type growth struct {
+	pattern, body string
+	plain, mirror int64 // bytes of RSS at the peak
+}
+
+// memory measures what a receiver that hangs does to Traefik's memory.
+func (b *bench) memory(ctx context.Context, p plan) ([]growth, error) {
+	var table []growth
+	for _, pattern := range patterns {
+		for _, size := range p.bodies {
+			if size == 0 && pattern.slow {
+				continue // there is nothing to be slow with
+			}
+			g := growth{pattern: pattern.name, body: bytesText(size)}
+			say("memory: %s, body %s", g.pattern, g.body)
+			var err error
+			if g.plain, err = b.peak(ctx, plain, size, pattern.slow, p.memory); err != nil {
+				return nil, fmt.Errorf("%s, body %s, %s: %w", g.pattern, g.body, plain.name, err)
+			}
+			hanging := variant{through: true, receiver: hangs}
+			if g.mirror, err = b.peak(ctx, hanging, size, pattern.slow, p.memory); err != nil {
+				return nil, fmt.Errorf("%s, body %s, mirrored: %w", g.pattern, g.body, err)
+			}
+			table = append(table, g)
+		}
+	}
+	return table, nil
+}
+
+// peak is the most memory that a new Traefik has under the load.
+func (b *bench) peak(ctx context.Context, v variant, size int, slow bool, d time.Duration) (int64, error) {
+	t, err := b.start(ctx, v)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = t.Stop() }()
+	// No warm-up: it would fill the queue with small events, and a request that finds
+	// the queue full is not kept at all.
+	if err := resetPeak(t.PID()); err != nil {
+		return 0, err
+	}
+	upload := get
+	if size > 0 {
+		upload = request("POST", text(size))
+	}
+	if slow {
+		// Slow uploads make so little garbage that a plain Traefik would not run its
+		// collector once, and any other would seem to grow by what the heap may grow
+		// anyway. Traffic on a route that is not mirrored brings both to their limit.
+		ctx, cancel := context.WithCancel(ctx)
+		others := make(chan struct{})
+		go func() {
+			_, _ = closedLoop(ctx, t.Web(), bytes.Replace(get, []byte("bench.test"), []byte("other.test"), 1), 4, time.Minute)
+			close(others)
+		}()
+		defer func() { cancel(); <-others }()
+		err = slowUploads(ctx, t.Web(), upload, size, 500, d)
+	} else {
+		_, err = closedLoop(ctx, t.Web(), upload, 32, d)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return peakRSS(t.PID())
+}
+
+// slowUploads sends the request on each of the connections, its body in twenty
+// pieces over 2.5 seconds, again and again for about d.
+func slowUploads(ctx context.Context, address string, request []byte, size, clients int, d time.Duration) error {
+	const pieces, pause = 20, 125 * time.Millisecond
+	start := time.Now()
+	head, body := request[:len(request)-size], request[len(request)-size:]
+	_, err := run(ctx, address, clients, start, func(c *conn, note func(time.Duration)) error {
+		time.Sleep(rand.N(pause)) // out of step
+		for begin := time.Now(); begin.Sub(start) < d; begin = time.Now() {
+			if _, err := c.Write(head); err != nil {
+				return err
+			}
+			for i := range pieces {
+				if _, err := c.Write(body[i*size/pieces : (i+1)*size/pieces]); err != nil {
+					return err
+				}
+				time.Sleep(pause)
+			}
+			if err := c.answer(); err != nil {
+				return err
+			}
+			note(time.Since(begin))
+		}
+		return nil
+	})
+	return err
+}
+
+func bytesText(n int) string {
+	switch {
+	case n >= mib:
+		return fmt.Sprintf("%d MiB", n/mib)
+	case n >= 1<<10:
+		return fmt.Sprintf("%d KiB", n>>10)
+	}
+	return fmt.Sprint(n)
+}

@@ -1,0 +1,3 @@
+module github.com/opencommit/requestmirror
+
+go 1.20
