@@ -100,7 +100,7 @@ func keptBody(t testing.TB, p *pipeline, c *capture) (w *wireBody, content []byt
 
 // The edges of how bodies are kept: in one piece, in a first part, in parts.
 var bodySizes = []int{
-	1, 2, firstPart - 1, firstPart, firstPart + 1, firstPart + nextPart - 1, firstPart + nextPart, firstPart + nextPart + 1,
+	1, 2, firstPart - 1, firstPart, firstPart + 1, firstPart + largePart, firstPart + largePart + 1, firstPart + nextPart - 1, firstPart + nextPart, firstPart + nextPart + 1,
 	largePart - 1, largePart, largePart + 1, firstPart + 4*nextPart + largePart, 3*largePart + 17,
 }
 
@@ -200,7 +200,7 @@ var cutCases = []struct {
 	{name: "a glob is a whole name", options: opts{"bodyContentTypes": "text/*"}, kind: "application/text/plain", size: 90, length: 90, end: io.EOF, read: -1, want: cutContentType, seen: 90},
 	{name: "without memory only the size is told", options: opts{"memoryLimit": 1}, size: 9000, length: 9000, end: io.EOF, read: -1, want: cutMemory, seen: 9000},
 	{name: "without memory a small body is not kept", options: opts{"memoryLimit": 1}, size: 90, length: 90, end: io.EOF, read: -1, want: cutMemory, seen: 90},
-	{name: "memory that ends midway cuts", options: opts{"memoryLimit": firstPart + nextPart}, size: 100000, length: 100000, end: io.EOF, read: -1, want: cutMemory, kept: firstPart + nextPart, seen: 100000},
+	{name: "memory that ends midway cuts", options: opts{"memoryLimit": firstPart + largePart}, size: 300000, length: 300000, end: io.EOF, read: -1, want: cutMemory, kept: firstPart + largePart, seen: 300000},
 	{name: "memory that ends midway cuts a chunked body", options: opts{"memoryLimit": firstPart + 1}, size: 100000, length: -1, end: io.EOF, read: -1, want: cutMemory, kept: firstPart, seen: 100000},
 	{name: "a tunnel is not a body", method: http.MethodConnect, size: 100, length: -1, end: io.EOF, read: -1, want: cutUnread},
 }

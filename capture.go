@@ -22,7 +22,6 @@ type capture struct {
 	sequence uint64 // given by offer, under the ledger's lock
 	weight   int64  // bytes of the header, if they are charged to the budget
 	refused  bool   // whether the header found no room in the budget
-	cautious bool   // whether the receiver may want no attempt now; the worker's
 	settled  bool   // whether the outcome was counted; the worker's
 }
 

@@ -133,7 +133,16 @@ var partsOf = map[string]string{
 }
 
 func (r *reader) problem(path, given, wanted string) {
-	r.problems = append(r.problems, path+": "+given+", want "+wanted)
+	r.problems = append(r.problems, printable(path)+": "+given+", want "+wanted)
+}
+
+// printable keeps a name that the user made up from writing log lines of its own.
+func printable(name string) string {
+	if strconv.CanBackquote(name) {
+		return name
+	}
+	quoted := strconv.Quote(name)
+	return quoted[1 : len(quoted)-1]
 }
 
 // value is what was written for an option; names count without regard to case, as
@@ -329,7 +338,7 @@ func (r *reader) spell(path string, value interface{}, wanted string) (string, b
 	if f, ok := value.(float64); ok {
 		text = strconv.FormatFloat(f, 'f', -1, 64) // as JSON brings 12345678
 	}
-	if k := reflect.ValueOf(value).Kind(); k == reflect.Invalid || k == reflect.Map || k == reflect.Slice || k == reflect.Struct || k == reflect.Ptr {
+	if k := reflect.ValueOf(value).Kind(); k == reflect.Invalid || k == reflect.Map || k == reflect.Slice || k == reflect.Struct || k == reflect.Pointer {
 		r.problem(path, show(path, value), wanted)
 		return "", false
 	}
@@ -364,7 +373,7 @@ func show(path string, value interface{}) string {
 func (r *reader) unknown() []string {
 	list := []string{}
 	for _, name := range r.names {
-		text := name + ": unknown option"
+		text := printable(name) + ": unknown option"
 		if closest := r.closest(name); closest != "" {
 			text += ", did you mean " + closest + "?"
 		}

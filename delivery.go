@@ -92,7 +92,7 @@ func drain(resp *http.Response) {
 	_ = resp.Body.Close()
 }
 
-func judgeError(p *pipeline, ctx context.Context, err error) verdict {
+func judgeError(ctx context.Context, p *pipeline, err error) verdict {
 	if p.life.Err() != nil {
 		return verdict{reason: reasonRetired, detail: "drainTimeout passed"}
 	}

@@ -12,7 +12,7 @@ import (
 // receivers and alerts may rely on.
 const (
 	reasonQueueFull   = "queue_full"     // no room in the queue
-	reasonMemory      = "memory"         // the header alone found no room in memoryLimit
+	reasonMemory      = "memory"         // the header found no room in what there is for headers
 	reasonExpired     = "expired"        // older than maxAge before it could be delivered
 	reasonCircuitOpen = "circuit_open"   // not tried, as the receiver is known not to want it
 	reasonRetired     = "retired"        // a replaced pipeline did not drain within drainTimeout
@@ -44,7 +44,8 @@ type ledger struct {
 	failed     map[string]uint64 // by reason
 	truncated  map[string]uint64 // events with a cut body, by reason
 
-	untold    uint64 // drops and failures that the log does not know of
+	untold    uint64      // drops and failures that the log does not know of
+	teller    *time.Timer // tells the log of them; nil while there are none
 	lastTold  time.Time
 	lastError string
 }
@@ -103,20 +104,48 @@ func contain() {
 	}
 }
 
-// tellEvery is how often a middleware tells of drops and failures in the log.
-const tellEvery = 10 * time.Second
+// tellEvery is how often a middleware tells of drops and failures in the log; the
+// first ones are told after a second, which is long enough to tell of a few at once.
+const (
+	tellEvery = 10 * time.Second
+	tellFirst = time.Second
+)
 
-// tell logs what was lost since the last time it did, at most every ten seconds.
-// Workers call it after each event, so no request ever waits for the log.
-func tell(p *pipeline) {
-	l := p.ledger
+// lose notes a drop or failure for the log. The ledger is locked. The log is written
+// by a timer, so that no request waits for it, and losses are told when all workers
+// hang and when no event comes any more.
+func lose(l *ledger) {
+	l.untold++
+	if l.teller == nil {
+		l.teller = tellLater(l)
+	}
+}
+
+func tellLater(l *ledger) *time.Timer {
+	wait := tellEvery - time.Since(l.lastTold)
+	if wait < tellFirst {
+		wait = tellFirst
+	}
+	return time.AfterFunc(wait, func() { tell(l) })
+}
+
+// tell logs what was lost since the last time it did.
+func tell(l *ledger) {
+	defer contain()
 	l.mu.Lock()
-	if l.untold == 0 || time.Since(l.lastTold) < tellEvery {
+	if l.teller != nil {
+		l.teller.Stop()
+		l.teller = nil
+	}
+	if l.untold == 0 {
 		l.mu.Unlock()
 		return
 	}
-	text := fmt.Sprintf("requestmirror %q: %d events lost since the last such line; in all: dropped {%s}, failed {%s}; last error: %s",
-		l.name, l.untold, listCounts(l.dropped), listCounts(l.failed), l.lastError)
+	text := fmt.Sprintf("requestmirror %q: %d events lost since the last such line; in all: dropped {%s}, failed {%s}",
+		l.name, l.untold, listCounts(l.dropped), listCounts(l.failed))
+	if l.lastError != "" {
+		text += "; last error: " + l.lastError
+	}
 	l.untold = 0
 	l.lastTold = time.Now()
 	l.mu.Unlock()

@@ -69,17 +69,21 @@ func build(ctx context.Context, b *built, next http.Handler, config *Config, nam
 	defer contain()
 
 	set, problems, unknown := readSettings(config, name)
+	text := ""
 	if len(problems)+len(unknown) > 0 {
-		text := describeProblems(name, set.strict, problems, unknown)
+		text = describeProblems(name, set.strict, problems, unknown)
 		countConfigError()
 		if set.strict {
 			b.problem = text
 			return
 		}
+	}
+	// Once, not for each router at each reload.
+	if isNews(name, text) {
 		logError(text)
-		if len(problems) > 0 {
-			return
-		}
+	}
+	if len(problems) > 0 {
+		return
 	}
 	if set.enabled && !(set.methods != nil && len(set.methods) == 0) {
 		b.mirror = newMirror(next, set, lease(ctx, set))

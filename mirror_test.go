@@ -346,7 +346,8 @@ func TestReceiverThatIsDownCostsNothingButTheEvent(t *testing.T) {
 	}
 }
 
-// dissolveAfterLog waits until the worker has told of the loss: it is idle then.
+// dissolveAfterLog waits until the workers are idle, and has the log told of what was
+// lost, for which a timer would take a second.
 func dissolveAfterLog(t *testing.T) {
 	waitFor(t, "idle workers", func() bool {
 		registryMu.Lock()
@@ -361,6 +362,12 @@ func dissolveAfterLog(t *testing.T) {
 		}
 		return true
 	})
+	registryMu.Lock()
+	all := existing
+	registryMu.Unlock()
+	for _, p := range all {
+		tell(p.ledger)
+	}
 }
 
 func TestEventIsSentAgainAndKeepsItsID(t *testing.T) {

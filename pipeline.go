@@ -18,7 +18,8 @@ import (
 //	          └─┘ leased again within the grace, as Traefik does at a reload
 //
 // A request that a replaced configuration still serves when the pipeline is gone
-// starts a worker of its own, which leaves when the event is sent: nothing is lost.
+// starts a worker of its own, which leaves when the event is sent; it fails as retired
+// only if the pipeline did not get empty within drainTimeout.
 //
 // There is no select here: Yaegi keeps one case list per statement, so workers
 // would take each other's events.
@@ -123,14 +124,14 @@ func dropEarly(p *pipeline) {
 		p.ledger.past++
 	}
 	p.ledger.dropped[reasonQueueFull]++
-	p.ledger.untold++
+	lose(p.ledger)
 	p.mu.Unlock()
 }
 
 // drop counts an event that found no place. The pipeline is locked.
 func drop(p *pipeline, c *capture, reason string) {
 	p.ledger.dropped[reason]++
-	p.ledger.untold++
+	lose(p.ledger)
 	discharge(p.budget, c)
 }
 
@@ -154,7 +155,7 @@ func evict(p *pipeline, oldest interface{}) {
 		p.queue <- nil // a notice to leave, which keeps
 		return
 	}
-	p.ledger.untold++
+	lose(p.ledger)
 	p.ledger.failed[reasonQueueFull]++
 	c.settled = true
 	discharge(p.budget, c)
@@ -230,4 +231,5 @@ func cleanUp(p *pipeline) {
 	p.sender.transport.CloseIdleConnections()
 	forget(p)
 	publish()
+	tell(p.ledger)
 }

@@ -21,6 +21,7 @@ var (
 	pipelines  = map[string]*pipeline{} // live ones, by the key of their delivery settings
 	existing   = []*pipeline{}          // live ones and those that drain
 	ledgers    = map[string]*ledger{}   // by middleware name, as long as it has a pipeline
+	told       = map[string]string{}    // what the log knows to be wrong, by middleware name
 	lastBoot   int64                    // of the pipeline made last
 	signals    chan os.Signal           // nil while there is no pipeline
 	ending     bool                     // Traefik was told to end
@@ -77,6 +78,20 @@ func enlist(set *settings) *pipeline {
 		watchSignals()
 	}
 	return p
+}
+
+// isNews says whether the log does not know yet what is wrong with a middleware's
+// configuration. An empty text is nothing.
+func isNews(name, text string) bool {
+	registryMu.Lock()
+	defer registryMu.Unlock()
+	known := told[name]
+	if text == "" {
+		delete(told, name)
+		return false
+	}
+	told[name] = text
+	return text != known
 }
 
 // noteMarkerKeys is called whenever pipelines come or go. The registry is locked.

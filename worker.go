@@ -115,7 +115,7 @@ func run(w *worker) {
 		// and there are no cookies.
 		resp, err := s.transport.RoundTrip(req)
 		if err != nil {
-			v := judgeError(p, ctx, err)
+			v := judgeError(ctx, p, err)
 			cancel()
 			goOn(w, v)
 			continue
@@ -139,11 +139,7 @@ func run(w *worker) {
 		if c.body != nil || c.weight > 0 {
 			settleBody(p, c)
 		}
-		untold := p.ledger.untold
 		p.mu.Unlock()
-		if untold > 0 {
-			tell(p)
-		}
 	}
 }
 
@@ -249,14 +245,13 @@ func fail(w *worker, v verdict) {
 		c.settled = true
 		p.ledger.failed[v.reason]++
 		p.ledger.inFlight--
-		p.ledger.untold++
 		if v.detail != "" {
 			p.ledger.lastError = v.detail
 		}
+		lose(p.ledger)
 		settleBody(p, c)
 	}
 	p.mu.Unlock()
-	tell(p)
 }
 
 // settleBody lets go of what an event held that is counted. The pipeline is locked.
