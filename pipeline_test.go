@@ -256,6 +256,13 @@ func tallyIn(t *testing.T, p *pipeline) tally {
 	return n
 }
 
+// registered is the number of pipelines that new routers may share, and of all.
+func registered() (live, all int) {
+	registryMu.Lock()
+	defer registryMu.Unlock()
+	return len(pipelines), len(existing)
+}
+
 // workers says how many there are, and how many of them wait for work.
 func (s *stage) workers() (running, idle int) {
 	s.pipe.mu.Lock()
@@ -273,7 +280,7 @@ func (s *stage) addsUp() {
 		waiting-- // the notice to leave
 	}
 	s.pipe.mu.Unlock()
-	if registered := len(existing); registered <= 1 && int(n.Waiting) != waiting {
+	if _, all := registered(); all <= 1 && int(n.Waiting) != waiting {
 		s.t.Errorf("at %v: got %d events waiting by the ledger; want %d, as in the queue: %+v", s.time(), n.Waiting, waiting, n)
 	}
 	s.mu.Lock()
@@ -556,6 +563,25 @@ func TestGracePeriod(t *testing.T) {
 	})
 }
 
+func TestPipelinesOfOneInstantDoNotShareASequence(t *testing.T) {
+	onStage(t, nil, []reply{{status: 204}}, func(t *testing.T, s *stage) {
+		boots := map[string]bool{}
+		s.inspect = func(req *http.Request) {
+			body, _ := req.GetBody()
+			payload, _ := io.ReadAll(body)
+			boot, _, _ := strings.Cut(eventOf(t, payload).Sequence, "-")
+			boots[boot] = true
+		}
+		other, cancel := s.router(opts{"workers": 1})
+		s.send(1)
+		s.request(other, 1)
+		if len(boots) != 2 {
+			t.Errorf("got boots %v; want two, or a receiver takes one event for the other", boots)
+		}
+		cancel()
+	})
+}
+
 func TestGracePeriodBeginsAnewWithEachReload(t *testing.T) {
 	onStage(t, nil, []reply{{status: 204}}, func(t *testing.T, s *stage) {
 		s.cancel()
@@ -564,7 +590,7 @@ func TestGracePeriodBeginsAnewWithEachReload(t *testing.T) {
 		s.wait(500 * time.Millisecond)
 		cancel()
 		s.wait(gracePeriod - 1) // the first grace period would have ended long ago
-		if len(pipelines) != 1 {
+		if live, _ := registered(); live != 1 {
 			t.Error("got no pipeline before the grace period ended; want it alive")
 		}
 		s.wait(1)
@@ -580,8 +606,8 @@ func TestLeasesOverManyReloads(t *testing.T) {
 			s.cancel() // Traefik ends the old configuration before it makes the new one
 			_, other := s.router(nil)
 			s.mirror, s.cancel = s.router(nil)
-			if s.mirror.pipe != s.pipe || len(existing) != 1 {
-				t.Fatalf("got %d pipelines; want one", len(existing))
+			if _, all := registered(); s.mirror.pipe != s.pipe || all != 1 {
+				t.Fatalf("got %d pipelines; want one", all)
 			}
 			s.send(1)
 			s.wait(time.Second)
@@ -602,13 +628,13 @@ func TestSupersededPipelineDrains(t *testing.T) {
 		s.wait(3 * time.Second)
 		s.send(5)
 		s.wait(2 * time.Second) // the grace is over while one is under way
-		if len(existing) != 2 || len(pipelines) != 1 {
-			t.Errorf("got %d pipelines, %d of them live; want the old one to drain", len(existing), len(pipelines))
+		if live, all := registered(); all != 2 || live != 1 {
+			t.Errorf("got %d pipelines, %d of them live; want the old one to drain", all, live)
 		}
 		s.send(1) // a late request finds it
 		s.wait(time.Second)
-		if n := s.tally(); n.Delivered != 12 || len(existing) != 1 {
-			t.Errorf("got %+v, %d pipelines; want 12 delivered, and the old one gone", n, len(existing))
+		if _, all := registered(); s.tally().Delivered != 12 || all != 1 {
+			t.Errorf("got %+v, %d pipelines; want 12 delivered, and the old one gone", s.tally(), all)
 		}
 		if s.pipe.drain.Stop() {
 			t.Error("got a drain timer of a pipeline that is gone; want none")
