@@ -21,7 +21,7 @@ const (
 
 // sender holds what all deliveries of a pipeline have in common.
 type sender struct {
-	transport *http.Transport
+	transport http.RoundTripper // an *http.Transport, but for tests
 	url       string
 	host      string      // other than the URL's, if the operator wants that
 	header    http.Header // cloned for each attempt

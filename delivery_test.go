@@ -461,7 +461,7 @@ func TestSlowAnswersEndWithTheTimeout(t *testing.T) {
 					t.Fatal(err)
 				}
 				p := handler.(*Mirror).pipe
-				p.sender.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
+				p.sender.transport.(*http.Transport).DialContext = func(context.Context, string, string) (net.Conn, error) {
 					ours, theirs := net.Pipe()
 					go func() {
 						_, _ = http.ReadRequest(bufio.NewReader(theirs))

@@ -6,13 +6,11 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"math/rand"
 	"net"
 	"net/http"
 	"regexp"
 	"strconv"
 	"strings"
-	"time"
 	"unicode/utf8"
 )
 
@@ -34,7 +32,7 @@ var contentTypes = map[string]string{
 // OpenTelemetry's semantic conventions in data; docs/reference/request.v1.schema.json
 // describes it. An event is written in two strokes, because each field of a struct
 // costs several allocations in Yaegi: what every event has by one Fprintf, and the
-// rest of data, which may need escapes, by encoding/json.
+// rest of data, which may need escapes, by encoding/json. The worker does it (run).
 const (
 	// %% are the arguments of each event: id, subject, time, sequence, traceparent,
 	// scheme, path, query, version, peer's address and port, client's address.
@@ -43,6 +41,7 @@ const (
 		`"data":{"url":{"scheme":"%%s","path":"%%s"%%s},"network":{"protocol":{"name":"http","version":"%%s"},` +
 		`"peer":{"address":"%%s","port":%%d}},"client":{"address":"%%s"}`
 	timeForm = "2006-01-02T15:04:05.000000Z"
+	idForm   = "%08x-%04x-7%03x-%04x-%012x" // time in ms, random
 )
 
 // wireData is the second stroke. Under Yaegi encoding/json sees unexported fields,
@@ -98,59 +97,8 @@ func formOf(source, boot string) string {
 	return fmt.Sprintf(eventForm, strings.ReplaceAll(quote(source), "%", "%%"), boot)
 }
 
-// encode makes the payload of an event. What was kept of the body is let go of.
-//
-// Each part that a request may not have is looked for here and made elsewhere: in
-// Yaegi a call costs what all the branches in it would.
-func encode(p *pipeline, c *capture, d *delivery) []byte {
-	set := c.set
-	path, query, _ := strings.Cut(c.uri, "?")
-	if !strings.HasPrefix(path, "/") {
-		path = pathOfOther(path)
-	}
-	if query != "" {
-		query = queryField(set, query)
-	}
-	trace := ""
-	if c.header["Traceparent"] != nil {
-		trace = traceField(c.header, d)
-	}
-	peer, digits, _ := net.SplitHostPort(c.remote)
-	port, _ := strconv.Atoi(digits)
-	if plain := path + peer; !strconv.CanBackquote(plain) || strings.ContainsAny(plain, oddBytes) {
-		path = escape(path)
-		peer = escape(peer)
-	}
-	client := peer
-	if set.trustForwardHeader {
-		client = forwardedFor(c.header, peer)
-	}
-	header := redactHeader(set, c.header)
-	data := &wireData{Attributes: set.attributes, HTTP: wireHTTP{Request: wireRequest{Method: c.method, Header: header}}}
-	if set.cookieNames != nil {
-		data.HTTP.Request.Cookie = selectCookies(set, c.header)
-	}
-	if c.body != nil {
-		data.HTTP.Request.Body = encodeBody(c.body)
-	}
-	scheme := "http"
-	if c.secure != nil {
-		scheme = "https"
-		data.TLS = tlsOf(c.secure)
-	}
-	if c.host != "" {
-		data.Server = serverOf(c.host, scheme)
-	}
-	// From the redacted header, so that redaction holds here, too.
-	if agent := header["user-agent"]; agent != nil {
-		data.UserAgent = &wireUserAgent{agent[0]}
-	}
-	if id := header[set.requestID]; id != nil {
-		data.RequestID = id[0]
-	}
-	buffer := &bytes.Buffer{}
-	fmt.Fprintf(buffer, p.form, d.id, path, c.at.UTC().Format(timeForm), c.sequence, trace,
-		scheme, path, query, versions[c.proto], peer, port, client)
+// secondStroke adds the rest of data to the first stroke, and returns the event.
+func secondStroke(buffer *bytes.Buffer, data *wireData) []byte {
 	joint := buffer.Len()
 	encodeJSON(buffer, data)
 	// The braces of the second stroke become those of the whole: the first one a
@@ -195,7 +143,10 @@ func queryField(set *settings, query string) string {
 	if query == "" {
 		return ""
 	}
-	return `,"query":` + quote(query)
+	if !strconv.CanBackquote(query) || strings.ContainsAny(query, oddBytes) {
+		query = escape(query)
+	}
+	return `,"query":"` + query + `"`
 }
 
 func encodeBody(b *body) *wireBody {
@@ -231,14 +182,6 @@ func wholeRunes(content []byte) []byte {
 	return content
 }
 
-// newID is a UUIDv7 (RFC 9562, 5.7) of the time of arrival. The random part need not
-// be secret; Go's global generator is seeded by the system and does not repeat.
-func newID(at time.Time) string {
-	ms := at.UnixMilli()
-	a := rand.Uint64()
-	return fmt.Sprintf("%08x-%04x-7%03x-%04x-%012x", ms>>16, ms&0xffff, a>>52, 0x8000|a&0x3fff, rand.Uint64()>>16)
-}
-
 // pathOfOther is the path of a request target that is not in origin form: absolute,
 // as for a proxy, "*", or nothing, which is "/" (RFC 3986, 6.2.3).
 func pathOfOther(target string) string {
@@ -260,17 +203,8 @@ func tlsOf(state *tls.ConnectionState) *wireTLS {
 	return &wireTLS{wireProtocol{strings.TrimPrefix(tls.VersionName(state.Version), "TLS ")}}
 }
 
-// serverOf is whom the client asked, with the port of the scheme if it named none.
-func serverOf(host, scheme string) *wireServer {
-	server := &wireServer{host, 80}
-	if scheme == "https" {
-		server.Port = 443
-	}
-	if strings.IndexByte(host, ':') >= 0 {
-		takePort(server)
-	}
-	return server
-}
+// ports are those of a server whom the client named without one.
+var ports = map[string]int{"http": 80, "https": 443}
 
 // takePort moves the port from the address to where it belongs.
 func takePort(server *wireServer) {
@@ -311,10 +245,9 @@ func traceparentOf(h http.Header) string {
 	return v
 }
 
-func traceField(h http.Header, d *delivery) string {
-	d.traceparent = traceparentOf(h)
-	if d.traceparent == "" {
+func traceField(traceparent string) string {
+	if traceparent == "" {
 		return ""
 	}
-	return `,"traceparent":"` + d.traceparent + `"`
+	return `,"traceparent":"` + traceparent + `"`
 }

@@ -87,11 +87,14 @@ func TestSourceIsQuoted(t *testing.T) {
 var uuidForm = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`)
 
 func TestIDIsUUIDv7OfTheArrival(t *testing.T) {
+	p := stillPipeline(t, nil)
 	seen := map[string]bool{}
 	variants := map[byte]bool{}
 	for _, ms := range []int64{0, 1, 0xffff, 0x10000, 1758188467184, 1<<48 - 1} {
 		for i := 0; i < 200; i++ {
-			id := newID(time.UnixMilli(ms))
+			d := &delivery{}
+			encode(p, &capture{set: p.set, at: time.UnixMilli(ms), method: "GET", uri: "/", proto: "HTTP/1.1"}, d)
+			id := d.id
 			if !uuidForm.MatchString(id) {
 				t.Fatalf("got %q; want a UUIDv7", id)
 			}

@@ -3,6 +3,7 @@ package requestmirror
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"reflect"
 	"sync"
 	"time"
@@ -228,7 +229,9 @@ func dissolve(p *pipeline) {
 
 func cleanUp(p *pipeline) {
 	defer contain()
-	p.sender.transport.CloseIdleConnections()
+	if t, ok := p.sender.transport.(*http.Transport); ok {
+		t.CloseIdleConnections()
+	}
 	forget(p)
 	publish()
 	tell(p.ledger)

@@ -112,7 +112,7 @@ func (s *stage) router(options opts) (*Mirror, context.CancelFunc) {
 		s.t.Fatalf("got handler %T; want a mirror", handler)
 	}
 	if m.pipe != s.pipe {
-		m.pipe.sender.transport.RegisterProtocol("http", s)
+		m.pipe.sender.transport.(*http.Transport).RegisterProtocol("http", s)
 	}
 	return m, cancel
 }

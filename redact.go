@@ -41,24 +41,8 @@ var signingParameters = []string{
 	"x-amz-signature", "x-amz-credential", "x-amz-security-token",
 }
 
-// redactHeader is the header as it may leave: names in lower case, every value, in
-// order, without Cookie.
-func redactHeader(set *settings, header http.Header) map[string][]string {
-	out := make(map[string][]string, len(header))
-	kept := keptNames(set.names)
-	for name, values := range header {
-		lower := kept[name]
-		if lower != "" && len(values) > 0 {
-			out[lower] = values
-		} else if !redactOther(set, out, name, values) {
-			return redactStrange(set, header)
-		}
-	}
-	return out
-}
-
-// redactStrange is for a header in which another middleware wrote a name in its own
-// way, so that one name may be there twice.
+// redactStrange is a header as it may leave, in which another middleware wrote a name
+// in its own way, so that one name may be there twice.
 func redactStrange(set *settings, header http.Header) map[string][]string {
 	out := make(map[string][]string, len(header))
 	for name, values := range header {
@@ -67,7 +51,8 @@ func redactStrange(set *settings, header http.Header) map[string][]string {
 	return out
 }
 
-// redactOther is redactHeader for one name. It returns whether the name is canonical.
+// redactOther puts one name of a header into out as it may leave: in lower case, every
+// value, in order, and Cookie not at all. It returns whether the name is canonical.
 func redactOther(set *settings, out map[string][]string, name string, values []string) bool {
 	canonical := http.CanonicalHeaderKey(name)
 	mode := set.headerModes[canonical]

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"io"
 	"log"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -275,6 +276,40 @@ func eventOf(t testing.TB, payload []byte) event {
 		t.Fatalf("got more than one value, or no UTF-8: %q", payload)
 	}
 	return e
+}
+
+// recorder is a transport that keeps what it is to send.
+type recorder struct {
+	payload []byte
+	header  http.Header
+}
+
+func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
+	r.payload, _ = io.ReadAll(req.Body)
+	r.header = req.Header
+	return &http.Response{StatusCode: http.StatusNoContent, Body: http.NoBody}, nil
+}
+
+// encode has a worker see the capture through and returns what it posts, with the id
+// of d if it has one; the id and the trace that the worker found are left in d.
+func encode(p *pipeline, c *capture, d *delivery) []byte {
+	r := &recorder{}
+	var transport http.RoundTripper = r
+	p.sender.transport = transport
+	set := *p.set
+	set.maxAge = math.MaxInt64 // goldens are old
+	p.set = &set
+	p.running = 2 // so that the one that leaves here is not the last
+	p.queue <- c
+	p.queue <- nil
+	run(&worker{pipe: p})
+	<-p.queue // its notice to the other
+	d.traceparent = r.header.Get("Traceparent")
+	id := r.header.Get("Webhook-Id")
+	if d.id == "" {
+		d.id = id
+	}
+	return bytes.Replace(r.payload, []byte(id), []byte(d.id), 1)
 }
 
 // eventFrom is what a receiver gets of the capture.

@@ -4,7 +4,11 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math/rand"
+	"net"
 	"net/http"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -80,10 +84,84 @@ func run(w *worker) {
 					continue
 				}
 			}
-			w.delivery.id = newID(c.at)
-			w.delivery.payload = encode(p, c, w.delivery)
 		}
+		c := w.event
 		d := w.delivery
+		if d.payload == nil {
+			// The event is written in two strokes, see payload.go. Each part that a request
+			// may not have is looked for here and made elsewhere.
+			set := c.set
+			// A UUIDv7 (RFC 9562, 5.7). The random part need not be secret, and Go's global
+			// generator is seeded by the system.
+			ms := c.at.UnixMilli()
+			random := rand.Uint64()
+			d.id = fmt.Sprintf(idForm, ms>>16, ms&0xffff, random>>52, random&0x3fff|0x8000, rand.Uint64()>>16)
+			path, query, _ := strings.Cut(c.uri, "?")
+			if !strings.HasPrefix(path, "/") {
+				path = pathOfOther(path)
+			}
+			if query != "" {
+				query = queryField(set, query)
+			}
+			trace := ""
+			if c.header["Traceparent"] != nil {
+				d.traceparent = traceparentOf(c.header)
+				trace = traceField(d.traceparent)
+			}
+			peer, digits, _ := net.SplitHostPort(c.remote)
+			port, _ := strconv.Atoi(digits)
+			plain := path + peer
+			if !strconv.CanBackquote(plain) || strings.ContainsAny(plain, oddBytes) {
+				path = escape(path)
+				peer = escape(peer)
+			}
+			client := peer
+			if set.trustForwardHeader {
+				client = forwardedFor(c.header, peer)
+			}
+			header := make(map[string][]string, len(c.header))
+			kept := keptNames(set.names)
+			for name, values := range c.header {
+				lower := kept[name]
+				if lower != "" && len(values) > 0 {
+					header[lower] = values
+				} else if !redactOther(set, header, name, values) {
+					header = redactStrange(set, c.header)
+					break
+				}
+			}
+			data := &wireData{Attributes: set.attributes, HTTP: wireHTTP{Request: wireRequest{Method: c.method, Header: header}}}
+			if set.cookieNames != nil {
+				data.HTTP.Request.Cookie = selectCookies(set, c.header)
+			}
+			if c.body != nil {
+				data.HTTP.Request.Body = encodeBody(c.body)
+			}
+			scheme := "http"
+			if c.secure != nil {
+				scheme = "https"
+				data.TLS = tlsOf(c.secure)
+			}
+			if c.host != "" {
+				data.Server = &wireServer{c.host, ports[scheme]}
+				if strings.IndexByte(c.host, ':') >= 0 {
+					takePort(data.Server)
+				}
+			}
+			// From the redacted header, so that redaction holds here, too.
+			agent := header["user-agent"]
+			if agent != nil {
+				data.UserAgent = &wireUserAgent{agent[0]}
+			}
+			id := header[set.requestID]
+			if id != nil {
+				data.RequestID = id[0]
+			}
+			buffer := &bytes.Buffer{}
+			fmt.Fprintf(buffer, p.form, d.id, path, c.at.UTC().Format(timeForm), c.sequence, trace,
+				scheme, path, query, versions[c.proto], peer, port, client)
+			d.payload = secondStroke(buffer, data)
+		}
 		d.attempts++
 		now := time.Now().Unix()
 		head, _ := s.stamp.Load().(*stamp)
@@ -130,7 +208,6 @@ func run(w *worker) {
 			goOn(w, judge(resp.StatusCode, resp.Header))
 			continue
 		}
-		c := w.event
 		w.event = nil
 		p.mu.Lock()
 		p.ledger.delivered++
