@@ -128,7 +128,6 @@ type stand struct {
 	handlers []http.Handler
 	names    []string
 	gate     *gate
-	size     int
 }
 
 // newStand loads nothing: the engine is loaded. state is that of the queue; an empty

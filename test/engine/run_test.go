@@ -258,7 +258,7 @@ func (c *run) use(h http.Handler) {
 	c.mu.Unlock()
 }
 
-// --- the client's side
+// The client's side.
 
 type response struct {
 	status int
@@ -328,7 +328,7 @@ func (c *run) raw(text string) net.Conn {
 	return conn
 }
 
-// --- waiting
+// Waiting.
 
 // until polls for a condition; it is the only way to wait for something that
 // has no channel.
@@ -449,7 +449,7 @@ func show(v any) string {
 	return s
 }
 
-// --- the ledger
+// The ledger.
 
 type counters map[string]int64
 

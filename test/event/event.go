@@ -362,11 +362,11 @@ func checkValue(dec *json.Decoder) error {
 			if err != nil {
 				return err
 			}
-			if s, _ := name.(string); seen[s] {
+			s, _ := name.(string)
+			if seen[s] {
 				return fmt.Errorf("name %q is used twice", s)
-			} else {
-				seen[s] = true
 			}
+			seen[s] = true
 		}
 		if err := checkValue(dec); err != nil {
 			return err
