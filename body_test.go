@@ -424,7 +424,9 @@ func TestMemoryComesBackWhenAnEventIsDropped(t *testing.T) {
 	next := http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) { _, _ = io.Copy(io.Discard, req.Body) })
 	for i := 0; i < 5; i++ {
 		u := &upload{rest: textOf(100000), step: 4096, end: io.EOF}
-		newMirror(next, p.set, p).ServeHTTP(httptest.NewRecorder(), uploadOf(u, 100000))
+		m := newMirror(next, p.set, p)
+		m.full = 100 // as if the queue had room when the request came
+		m.ServeHTTP(httptest.NewRecorder(), uploadOf(u, 100000))
 	}
 	if got := p.ledger.dropped[reasonQueueFull]; got != 4 {
 		t.Errorf("got %d events dropped; want 4", got)

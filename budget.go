@@ -61,6 +61,8 @@ func discharge(b *budget, c *capture) {
 	}
 	if c.body != nil {
 		atomic.AddInt64(&b.held, -c.body.charged)
-		recycle(c.body)
+		if c.body.full != nil {
+			recycle(c.body)
+		}
 	}
 }

@@ -40,6 +40,7 @@ type ledger struct {
 	delivered  uint64
 	retried    uint64
 	inFlight   uint64
+	early      uint64            // dropped as queue_full without being captured; not yet in dropped
 	dropped    map[string]uint64 // by reason
 	failed     map[string]uint64 // by reason
 	truncated  map[string]uint64 // events with a cut body, by reason
@@ -70,6 +71,7 @@ func countRetry(l *ledger) {
 // came to the queue. What waits is the rest of the second equation, so a lost event
 // would wait for ever. The ledger is locked.
 func counts(l *ledger, offered uint64) map[string]interface{} {
+	bookEarly(l)
 	enqueued := offered - sum(l.dropped)
 	return map[string]interface{}{
 		"seen": l.filtered + l.sampledOut + offered, "filtered": l.filtered, "sampledOut": l.sampledOut,
@@ -77,6 +79,16 @@ func counts(l *ledger, offered uint64) map[string]interface{} {
 		"delivered": l.delivered, "failed": copyCounts(l.failed), "inFlight": l.inFlight,
 		"waiting": enqueued - l.delivered - sum(l.failed) - l.inFlight,
 		"retried": l.retried, "truncated": copyCounts(l.truncated),
+	}
+}
+
+// bookEarly moves the early drops to where all others are. The request path only
+// counts them, as it would cost more there. The ledger is locked.
+func bookEarly(l *ledger) {
+	if l.early > 0 {
+		l.dropped[reasonQueueFull] += l.early
+		l.untold += l.early
+		l.early = 0
 	}
 }
 
@@ -137,6 +149,7 @@ func tell(l *ledger) {
 		l.teller.Stop()
 		l.teller = nil
 	}
+	bookEarly(l)
 	if l.untold == 0 {
 		l.mu.Unlock()
 		return

@@ -2,9 +2,10 @@
 // the traffic of a router: every request is described in a CloudEvent and posted
 // to watchURL, while the request itself goes on untouched.
 //
-//	request ─▶ capture ─▶ offer ─▶ queue ─▶ worker ─▶ encode ─▶ attempt ─▶ POST
-//	mirror.go  capture.go  pipeline.go               payload.go  delivery.go
-//	           body.go                               redact.go   signing.go, retry.go
+//	request ─▶ capture ─▶ offer ─▶ queue ─▶ worker ─▶ event ─▶ attempt ─▶ POST
+//	mirror.go  capture.go  pipeline.go      worker.go  payload.go  delivery.go
+//	           body.go     registry.go                 redact.go   signing.go
+//	           budget.go   ledger.go                               retry.go
 //
 // Calls go to the right, values come back. Left of the queue is the request path:
 // it copies a few fields, tees the body while the backend reads it, and never
@@ -111,6 +112,11 @@ func (m *Mirror) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 		serveScreened(m, rw, req)
 		return
 	}
+	if len(m.queue) >= m.full {
+		dropEarly(m.pipe)
+		m.next.ServeHTTP(rw, req)
+		return
+	}
 	if req.ContentLength != 0 {
 		serveBody(m, rw, req)
 		return
@@ -121,13 +127,20 @@ func (m *Mirror) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 
 // serveScreened serves a request that may not be wanted.
 func serveScreened(m *Mirror, rw http.ResponseWriter, req *http.Request) {
-	if wanted(m, req) {
-		if req.ContentLength != 0 {
-			serveBody(m, rw, req)
-			return
-		}
-		mirrorBare(m, req)
+	if !wanted(m, req) {
+		m.next.ServeHTTP(rw, req)
+		return
 	}
+	if len(m.queue) >= m.full {
+		dropEarly(m.pipe)
+		m.next.ServeHTTP(rw, req)
+		return
+	}
+	if req.ContentLength != 0 {
+		serveBody(m, rw, req)
+		return
+	}
+	mirrorBare(m, req)
 	m.next.ServeHTTP(rw, req)
 }
 
@@ -135,10 +148,6 @@ func serveScreened(m *Mirror, rw http.ResponseWriter, req *http.Request) {
 // WebSockets and event streams are seen when they begin. Strings are shared, which
 // is safe as they never change; the header is cloned, as other middlewares change it.
 func mirrorBare(m *Mirror, req *http.Request) {
-	if len(m.queue) >= m.full {
-		dropEarly(m.pipe)
-		return
-	}
 	offer(m.pipe, &capture{
 		set: m.set, at: time.Now(), method: req.Method, uri: req.RequestURI, host: req.Host,
 		proto: req.Proto, remote: req.RemoteAddr, secure: req.TLS, header: req.Header.Clone(),
@@ -150,11 +159,6 @@ func mirrorBare(m *Mirror, req *http.Request) {
 // too. Nothing is recovered here: the panic belongs to Traefik, which must see the
 // same value.
 func serveBody(m *Mirror, rw http.ResponseWriter, req *http.Request) {
-	if len(m.queue) >= m.full {
-		dropEarly(m.pipe)
-		m.next.ServeHTTP(rw, req)
-		return
-	}
 	c := &capture{
 		set: m.set, at: time.Now(), method: req.Method, uri: req.RequestURI, host: req.Host,
 		proto: req.Proto, remote: req.RemoteAddr, secure: req.TLS, header: req.Header.Clone(),

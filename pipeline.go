@@ -121,12 +121,22 @@ func offerCarefully(p *pipeline, c *capture) {
 func dropEarly(p *pipeline) {
 	p.mu.Lock()
 	p.sequence++
+	l := p.ledger
+	l.early++
+	if p.forgotten || l.teller == nil {
+		noteEarly(p)
+	}
+	p.mu.Unlock()
+}
+
+// noteEarly does what dropEarly seldom has to do. The pipeline is locked.
+func noteEarly(p *pipeline) {
 	if p.forgotten {
 		p.ledger.past++
 	}
-	p.ledger.dropped[reasonQueueFull]++
-	lose(p.ledger)
-	p.mu.Unlock()
+	if p.ledger.teller == nil {
+		p.ledger.teller = tellLater(p.ledger)
+	}
 }
 
 // drop counts an event that found no place. The pipeline is locked.

@@ -156,7 +156,7 @@ func readCapture(r *reader, s *settings) {
 	for _, name := range credentialHeaders {
 		s.headerModes[name] = stricter(modeRedact, s.headerDefault)
 	}
-	canonicalModes(r, "headers.names", canonicalHeader, s.headerModes)
+	canonicalModes(r, "headers.names", http.CanonicalHeaderKey, s.headerModes)
 	s.names = &nameTable{}
 	if mode := s.headerModes["Cookie"]; mode != "" && mode != modeDrop {
 		r.problem("headers.names.Cookie", strconv.Quote(mode), "drop, as cookies leave by cookieNames only")
