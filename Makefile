@@ -71,7 +71,7 @@ docs: ## the documentation: examples run, tables are complete, links lead somewh
 # One package at a time: what measures time does not share the cores.
 modules: ## all tests of the nested modules: engine, event, e2e, docs, demo and examples
 	$(call step,tests of the nested modules: this takes most of the time)
-	cd test && go test -count=1 -p 1 -timeout 20m ./...
+	cd test && go test $(race) -count=1 -p 1 -timeout 20m ./...
 	@for mod in $$(find examples -name go.mod 2>/dev/null | sort); do \
 		echo "cd $$(dirname $$mod) && go vet ./... && go test ./..."; \
 		(cd "$$(dirname "$$mod")" && go vet ./... && go test -count=1 ./...) || exit 1; \
