@@ -64,7 +64,7 @@ e2e: traefik ## the plugin in a real Traefik
 	$(call step,end-to-end tests)
 	cd test && go test -count=1 -timeout 20m ./lab/... ./e2e/...
 
-docs: ## the documentation: examples run, tables are complete, links lead somewhere
+docs: traefik ## the documentation: examples run, tables are complete, links lead somewhere
 	$(call step,documentation tests)
 	cd test && go test -count=1 ./docs/...
 

@@ -109,27 +109,10 @@ func newMirror(next http.Handler, set *settings, p *pipeline) *Mirror {
 // and hands rw and, but for a tee in its body, req to the next handler as they came.
 func (m *Mirror) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 	if m.screened || req.Header[markerHeader] != nil {
-		serveScreened(m, rw, req)
-		return
-	}
-	if len(m.queue) >= m.full {
-		dropEarly(m.pipe)
-		m.next.ServeHTTP(rw, req)
-		return
-	}
-	if req.ContentLength != 0 {
-		serveBody(m, rw, req)
-		return
-	}
-	mirrorBare(m, req)
-	m.next.ServeHTTP(rw, req)
-}
-
-// serveScreened serves a request that may not be wanted.
-func serveScreened(m *Mirror, rw http.ResponseWriter, req *http.Request) {
-	if !wanted(m, req) {
-		m.next.ServeHTTP(rw, req)
-		return
+		if !wanted(m, req) {
+			m.next.ServeHTTP(rw, req)
+			return
+		}
 	}
 	if len(m.queue) >= m.full {
 		dropEarly(m.pipe)
