@@ -85,7 +85,7 @@ lint: check ## gofmt, go vet and, if installed, golangci-lint v2
 		golangci-lint run ./... && cd test && golangci-lint run ./...; \
 	fi
 
-bench: traefik ## CPU, latency, throughput and memory in a real Traefik; six minutes, updates docs/explanation/performance.md
+bench: traefik ## CPU, latency, throughput and memory in a real Traefik; ten minutes, updates docs/explanation/performance.md
 	$(call step,benchmark; use the machine for nothing else meanwhile)
 	@cd test && go build -o ../.cache/bench ./bench
 	cd test && exec ../.cache/bench

@@ -20,19 +20,19 @@ func BenchmarkServe(b *testing.B) {
 	for _, size := range []int{0, 1 << 10, 64 << 10, 1 << 20} {
 		b.Run(fmt.Sprintf("body=%d", size), func(b *testing.B) {
 			p := stillPipeline(b, nil)
-			handler := newMirror(next, p.set, p)
+			handler := newMirror(next, p.set, []*pipeline{p})
 			content := make([]byte, size)
 			b.ReportAllocs()
 			for b.Loop() {
 				req := httptest.NewRequest(http.MethodPost, "/", bytes.NewReader(content))
 				handler.ServeHTTP(nil, req)
-				discharge(p.budget, <-p.queue)
+				discharge(p, <-p.queue)
 			}
 		})
 	}
 	b.Run("queue=full", func(b *testing.B) {
 		p := stillPipeline(b, opts{"queueSize": 1})
-		handler := newMirror(next, p.set, p)
+		handler := newMirror(next, p.set, []*pipeline{p})
 		req := get("/")
 		handler.ServeHTTP(nil, req)
 		b.ReportAllocs()

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // Why a body in an event is not the whole body of the request: the closed set of
@@ -17,6 +18,7 @@ const (
 	cutAborted     = "aborted"      // the client was gone before the end
 	cutUnread      = "unread"       // the backend did not read to the end
 	cutLimit       = "limit"        // longer than maxBodySize
+	cutEvent       = "event"        // did not fit into maxEventSize
 )
 
 // A body is kept in parts, which are added as the bytes come and are the larger the
@@ -48,17 +50,25 @@ type body struct {
 	closed  bool       // what is read from here on is not ours
 	last    []byte     // the last part, once closed
 	cut     string     // why there is less than the whole, empty if whole
+
+	// What several pipelines hold never changes once it is closed.
+	shared  bool
+	holders int32 // atomic: pipelines that have not settled it yet, if shared
 }
 
 // tee puts a tee into the request's body. The tee reads only when it is read, and
 // passes on every byte, error and Close when they come.
 func tee(m *Mirror, req *http.Request, c *capture) {
 	n := req.ContentLength
-	if n < 0 || n > m.small || !charge(m.pipe.budget, n) {
+	budget := m.pipe.budget
+	if n < 0 || n > m.small || atomic.AddInt64(&budget.held, n) > budget.limit {
+		if n >= 0 && n <= m.small {
+			atomic.AddInt64(&budget.held, -n)
+		}
 		teeOther(m, req, c)
 		return
 	}
-	b := &body{budget: m.pipe.budget, declared: n, limit: n, charged: n, part: make([]byte, 0, n)}
+	b := &body{budget: budget, declared: n, limit: n, charged: n, part: make([]byte, 0, n)}
 	c.body = b
 	req.Body = &teed{io.TeeReader(req.Body, b), req.Body}
 }
@@ -211,7 +221,7 @@ func newPart(n int) []byte {
 
 // finish ends the capture once the backend has answered, given up or panicked, and
 // mirrors it. What the transport reads from here on is not ours.
-func finish(p *pipeline, req *http.Request, c *capture) {
+func finish(m *Mirror, req *http.Request, c *capture) {
 	b := c.body
 	b.mu.Lock()
 	b.closed = true
@@ -222,7 +232,11 @@ func finish(p *pipeline, req *http.Request, c *capture) {
 		explainCut(b, req)
 	}
 	b.mu.Unlock()
-	offer(p, c)
+	if m.others != nil {
+		offerAll(m, c)
+		return
+	}
+	offer(m.pipe, c)
 }
 
 // explainCut notes why less than the whole body was kept, if so. Of several reasons
@@ -251,8 +265,11 @@ func content(b *body) []byte {
 	if len(b.full) == 0 {
 		return b.last
 	}
-	whole := bytes.Join(append(b.full, b.last), nil)
-	recycle(b)
+	parts := append(append([][]byte{}, b.full...), b.last)
+	whole := bytes.Join(parts, nil)
+	if !b.shared {
+		recycle(b)
+	}
 	return whole
 }
 

@@ -91,7 +91,7 @@ func keptBody(t testing.TB, p *pipeline, c *capture) (w *wireBody, content []byt
 		t.Errorf("got truncated %v with reason %q; want both or none", w.Truncated, w.Reason)
 	}
 	content = contentOf(t, w)
-	discharge(p.budget, c)
+	discharge(p, c)
 	if held := bytesHeld(p); held != 0 {
 		t.Errorf("got %d bytes of the budget held after the event's end; want 0", held)
 	}
@@ -355,7 +355,7 @@ func TestLateReadsAtTheSameTimeConcurrentSafe(t *testing.T) {
 			if n != int64(len(sent))-1000 {
 				t.Errorf("length %d: late reads got %d bytes; want %d", length, n, len(sent)-1000)
 			}
-			discharge(p.budget, c)
+			discharge(p, c)
 		}
 	}
 	if held := bytesHeld(p); held != 0 {
@@ -391,7 +391,7 @@ func TestManyBodiesConcurrentSafe(t *testing.T) {
 		} else {
 			t.Errorf("got %d of %d bytes, reason %q; want all, or memory", len(content), size, w.Reason)
 		}
-		discharge(p.budget, c)
+		discharge(p, c)
 	}
 	group.Wait()
 	if held := bytesHeld(p); held != 0 {
@@ -407,7 +407,7 @@ func uploadMany(t *testing.T, p *pipeline, seed int64, group *sync.WaitGroup) {
 	random := rand.New(rand.NewSource(seed))
 	handler := newMirror(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
 		_, _ = io.Copy(io.Discard, req.Body)
-	}), p.set, p)
+	}), p.set, []*pipeline{p})
 	for i := 0; i < 60; i++ {
 		size := 1 + random.Intn(150000)
 		length := int64(size)
@@ -424,11 +424,11 @@ func TestMemoryComesBackWhenAnEventIsDropped(t *testing.T) {
 	next := http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) { _, _ = io.Copy(io.Discard, req.Body) })
 	for i := 0; i < 5; i++ {
 		u := &upload{rest: textOf(100000), step: 4096, end: io.EOF}
-		m := newMirror(next, p.set, p)
+		m := newMirror(next, p.set, []*pipeline{p})
 		m.full = 100 // as if the queue had room when the request came
 		m.ServeHTTP(httptest.NewRecorder(), uploadOf(u, 100000))
 	}
-	if got := p.ledger.dropped[reasonQueueFull]; got != 4 {
+	if got := p.counts.dropped[reasonQueueFull]; got != 4 {
 		t.Errorf("got %d events dropped; want 4", got)
 	}
 	if held := bytesHeld(p); held < 100000 || held > 100000+largePart {
@@ -447,7 +447,7 @@ func TestPartsAreRecycledOnce(t *testing.T) {
 		first := captured(t, p, uploadOf(&upload{rest: textOf(300000), step: 4096, end: io.EOF}, -1), next)
 		content(first.body)
 		recycle(first.body)
-		discharge(p.budget, first)
+		discharge(p, first)
 		// A part that was given back twice would now be in two bodies.
 		a := captured(t, p, uploadOf(&upload{rest: bytes.Repeat([]byte("a"), 300000), step: 4096, end: io.EOF}, -1), next)
 		b := captured(t, p, uploadOf(&upload{rest: bytes.Repeat([]byte("b"), 300000), step: 4096, end: io.EOF}, -1), next)
@@ -481,7 +481,7 @@ func TestBodyOfAPanickingHandler(t *testing.T) {
 	})
 	func() {
 		defer func() { value = recover() }()
-		newMirror(next, p.set, p).ServeHTTP(httptest.NewRecorder(), uploadOf(&upload{rest: []byte("abcdef"), step: 9, end: io.EOF}, 6))
+		newMirror(next, p.set, []*pipeline{p}).ServeHTTP(httptest.NewRecorder(), uploadOf(&upload{rest: []byte("abcdef"), step: 9, end: io.EOF}, 6))
 	}()
 	if value == nil {
 		t.Fatal("got no panic; want the handler's")

@@ -2,15 +2,16 @@ package requestmirror
 
 import "sync/atomic"
 
-// budget bounds the memory of a pipeline: every byte of a body, from its capture to
-// the end of its event, and apart from that the headers of a queue that grows, so
-// that events still go out when bodies have taken all there is for bodies.
+// budget bounds the bytes of bodies, from their capture to the end of their event. The
+// pipelines of a middleware have one in common, as they hold the same bytes; each may
+// hold its share of it, so that a receiver that hangs leaves the others theirs.
 //
-// On top come only the events that workers are at, encoded: one for each worker.
+// Headers are weighed apart from that, in a queue that grows, so that events still go
+// out when bodies have taken all there is for bodies. On top come only the deliveries
+// that workers are at, encoded: one for each worker.
 type budget struct {
-	limit   int64 // of held
-	held    int64 // atomic: bytes of bodies
-	headers int64 // atomic: bytes of headers, up to headerLimit
+	limit int64 // of held
+	held  int64 // atomic: bytes of bodies
 }
 
 // countedOnce is how many bytes of bodies count for what they are.
@@ -40,7 +41,7 @@ func charge(b *budget, n int64) bool {
 }
 
 // weigh takes the bytes of the capture's header, or notes that they were not there.
-func weigh(b *budget, c *capture) {
+func weigh(p *pipeline, c *capture) {
 	n := int64(len(c.uri))
 	for name, values := range c.header {
 		n += int64(len(name))
@@ -49,20 +50,28 @@ func weigh(b *budget, c *capture) {
 		}
 	}
 	c.weight = n
-	if atomic.AddInt64(&b.headers, n) > headerLimit {
+	if atomic.AddInt64(&p.headers, n) > headerLimit/atomic.LoadInt64(&p.receivers) {
 		c.refused = true
 	}
 }
 
-// discharge gives back all that the capture holds of the budget.
-func discharge(b *budget, c *capture) {
+// discharge gives back all that the capture holds. The pipeline is locked.
+func discharge(p *pipeline, c *capture) {
 	if c.weight > 0 {
-		atomic.AddInt64(&b.headers, -c.weight)
+		atomic.AddInt64(&p.headers, -c.weight)
 	}
-	if c.body != nil {
-		atomic.AddInt64(&b.held, -c.body.charged)
-		if c.body.full != nil {
-			recycle(c.body)
+	b := c.body
+	if b == nil {
+		return
+	}
+	if b.shared {
+		p.bodies -= c.held
+		if atomic.AddInt32(&b.holders, -1) > 0 {
+			return
 		}
+	}
+	atomic.AddInt64(&p.budget.held, -b.charged)
+	if b.full != nil {
+		recycle(b)
 	}
 }

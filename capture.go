@@ -19,16 +19,22 @@ type capture struct {
 	secure   *tls.ConnectionState // nil without TLS
 	header   http.Header
 	body     *body  // nil for a request without a body
+	random   uint64 // of the event's id, if it goes to several receivers; the worker gives it otherwise
 	sequence uint64 // given by offer, under the ledger's lock
-	weight   int64  // bytes of the header, if they are charged to the budget
-	refused  bool   // whether the header found no room in the budget
-	settled  bool   // whether the outcome was counted; the worker's
+	weight   int64  // bytes of the header, if they are charged to the pipeline
+	held     int64  // bytes of the body in the pipeline's share of the budget, if there are several
+	refused  bool   // whether the header found no room
+	trimmed  bool   // whether maxEventSize took from the body; the worker's, as is all below
+	settled  bool   // whether the outcome was counted
 }
 
 // wanted says whether the request is to be mirrored, and counts it as filtered if not.
 func wanted(m *Mirror, req *http.Request) bool {
 	if m.screened && !m.set.methods[req.Method] || req.Header[markerHeader] != nil && isDelivery(req) {
-		countFiltered(m.pipe.ledger)
+		countFiltered(m.pipe)
+		for _, other := range m.others {
+			countFiltered(other)
+		}
 		return false
 	}
 	return true

@@ -8,6 +8,7 @@ package requestmirror
 // first problem as the only message. New reads them all and reports every problem.
 type Config struct {
 	WatchURL             interface{} `json:"watchURL,omitempty"`
+	WatchURLs            interface{} `json:"watchURLs,omitempty"`
 	Methods              interface{} `json:"methods,omitempty"`
 	CookieNames          interface{} `json:"cookieNames,omitempty"`
 	Headers              interface{} `json:"headers,omitempty"`         // defaultMode, names
@@ -16,20 +17,27 @@ type Config struct {
 	MirrorBody           interface{} `json:"mirrorBody,omitempty"`
 	MaxBodySize          interface{} `json:"maxBodySize,omitempty"`
 	BodyContentTypes     interface{} `json:"bodyContentTypes,omitempty"`
+	MaxEventSize         interface{} `json:"maxEventSize,omitempty"`
 	MemoryLimit          interface{} `json:"memoryLimit,omitempty"`
 	Format               interface{} `json:"format,omitempty"`
+	Batch                interface{} `json:"batch,omitempty"` // maxEvents, maxSize, flushInterval
+	Compression          interface{} `json:"compression,omitempty"`
 	QueueSize            interface{} `json:"queueSize,omitempty"`
 	Overflow             interface{} `json:"overflow,omitempty"`
 	Workers              interface{} `json:"workers,omitempty"`
 	Timeout              interface{} `json:"timeout,omitempty"`
 	MaxAge               interface{} `json:"maxAge,omitempty"`
-	Retry                interface{} `json:"retry,omitempty"` // attempts, initialInterval, maxInterval
-	TLS                  interface{} `json:"tls,omitempty"`   // ca, cert, key, insecureSkipVerify, serverName
+	Retry                interface{} `json:"retry,omitempty"`          // attempts, initialInterval, maxInterval
+	CircuitBreaker       interface{} `json:"circuitBreaker,omitempty"` // failures, openFor
+	TLS                  interface{} `json:"tls,omitempty"`            // ca, cert, key, insecureSkipVerify, serverName
 	CustomRequestHeaders interface{} `json:"customRequestHeaders,omitempty"`
 	SigningSecrets       interface{} `json:"signingSecrets,omitempty"`
 	Attributes           interface{} `json:"attributes,omitempty"`
 	RequestID            interface{} `json:"requestID,omitempty"`
 	TrustForwardHeader   interface{} `json:"trustForwardHeader,omitempty"`
+	RequestOrigin        interface{} `json:"requestOrigin,omitempty"`
+	MetricsPath          interface{} `json:"metricsPath,omitempty"`
+	ReportInterval       interface{} `json:"reportInterval,omitempty"`
 	DrainTimeout         interface{} `json:"drainTimeout,omitempty"`
 	Strict               interface{} `json:"strict,omitempty"`
 	Enabled              interface{} `json:"enabled,omitempty"`
@@ -46,13 +54,13 @@ func CreateConfig() *Config { return &Config{} }
 // written is the configuration as it was written, by option name.
 func (c *Config) written() map[string]interface{} {
 	return map[string]interface{}{
-		"watchURL": c.WatchURL, "methods": c.Methods, "cookieNames": c.CookieNames, "headers": c.Headers,
+		"watchURL": c.WatchURL, "watchURLs": c.WatchURLs, "methods": c.Methods, "cookieNames": c.CookieNames, "headers": c.Headers,
 		"queryParameters": c.QueryParameters, "hashKey": c.HashKey, "mirrorBody": c.MirrorBody,
-		"maxBodySize": c.MaxBodySize, "bodyContentTypes": c.BodyContentTypes, "memoryLimit": c.MemoryLimit,
-		"format": c.Format, "queueSize": c.QueueSize, "overflow": c.Overflow, "workers": c.Workers,
-		"timeout": c.Timeout, "maxAge": c.MaxAge, "retry": c.Retry, "tls": c.TLS,
+		"maxBodySize": c.MaxBodySize, "bodyContentTypes": c.BodyContentTypes, "maxEventSize": c.MaxEventSize,
+		"memoryLimit": c.MemoryLimit, "format": c.Format, "batch": c.Batch, "compression": c.Compression, "queueSize": c.QueueSize, "overflow": c.Overflow, "workers": c.Workers,
+		"timeout": c.Timeout, "maxAge": c.MaxAge, "retry": c.Retry, "circuitBreaker": c.CircuitBreaker, "tls": c.TLS,
 		"customRequestHeaders": c.CustomRequestHeaders, "signingSecrets": c.SigningSecrets,
 		"attributes": c.Attributes, "requestID": c.RequestID, "trustForwardHeader": c.TrustForwardHeader,
-		"drainTimeout": c.DrainTimeout, "strict": c.Strict, "enabled": c.Enabled,
+		"requestOrigin": c.RequestOrigin, "metricsPath": c.MetricsPath, "reportInterval": c.ReportInterval, "drainTimeout": c.DrainTimeout, "strict": c.Strict, "enabled": c.Enabled,
 	}
 }

@@ -54,14 +54,14 @@ var optionCases = []struct {
 	{"trustForwardHeader", []interface{}{true, "true"}, func(s *settings) interface{} { return s.trustForwardHeader }, true},
 	{"strict", []interface{}{true, "true"}, func(s *settings) interface{} { return s.strict }, true},
 	{"enabled", []interface{}{nil, true, "true"}, func(s *settings) interface{} { return s.enabled }, true},
-	{"attributes", []interface{}{map[string]string{"a": "1"}, map[string]interface{}{"a": 1}, map[string]interface{}{"a": float64(1)}, map[interface{}]interface{}{"a": "1"}}, func(s *settings) interface{} { return s.attributes }, map[string]string{"a": "1"}},
+	{"attributes", []interface{}{map[string]string{"a": "1"}, map[string]interface{}{"a": 1}, map[string]interface{}{"a": float64(1)}, map[interface{}]interface{}{"a": "1"}}, func(s *settings) interface{} { return s.attributesField }, `,"attributes":{"a":"1"}`},
 	{"headers.defaultMode", []interface{}{"Drop"}, func(s *settings) interface{} { return s.headerDefault }, "drop"},
 	{"queryParameters.defaultMode", []interface{}{"hash"}, func(s *settings) interface{} { return s.queryDefault }, "hash"},
 	{"tls.insecureSkipVerify", []interface{}{true, "true"}, func(s *settings) interface{} { return s.tls.InsecureSkipVerify }, true},
 	{"tls.insecureSkipVerify", []interface{}{nil, "false"}, func(s *settings) interface{} { return s.tls.InsecureSkipVerify }, false},
 	{"tls.serverName", []interface{}{"a.test", " a.test "}, func(s *settings) interface{} { return s.tls.ServerName }, "a.test"},
-	{"watchURL", []interface{}{"http://a.test/b?c#d", " http://a.test/b?c "}, func(s *settings) interface{} { return s.url.String() }, "http://a.test/b?c"},
-	{"watchURL", []interface{}{"https://u:p@a.test"}, func(s *settings) interface{} { return s.basicAuth + " " + s.url.String() }, "Basic dTpw https://a.test"},
+	{"watchURL", []interface{}{"http://a.test/b?c#d", " http://a.test/b?c "}, func(s *settings) interface{} { return s.targets[0].url.String() }, "http://a.test/b?c"},
+	{"watchURL", []interface{}{"https://u:p@a.test"}, func(s *settings) interface{} { return s.targets[0].basicAuth + " " + s.targets[0].url.String() }, "Basic dTpw https://a.test"},
 	{"customRequestHeaders", []interface{}{map[string]string{"x-a": "1"}, map[string]interface{}{"X-A": 1}}, func(s *settings) interface{} { return s.requestHeaders }, http.Header{"X-A": {"1"}}},
 }
 
@@ -175,7 +175,7 @@ func TestWatchURLMustBeAbsolute(t *testing.T) {
 
 func TestUnknownNamesComeWithTheClosestOption(t *testing.T) {
 	for name, want := range map[string]string{
-		"watchUrls":                 "", // the answer depends on what there is
+		"watchUri":                  "", // the answer depends on what there is
 		"timeuot":                   "timeuot: unknown option, did you mean timeout?",
 		"retry.atempts":             "retry.atempts: unknown option, did you mean retry.attempts?",
 		"attempts":                  "",
@@ -188,7 +188,7 @@ func TestUnknownNamesComeWithTheClosestOption(t *testing.T) {
 		"ünknown":                   "",
 	} {
 		_, problems, unknown := readSettings(configOf(opts{name: "s3cr3t"}), "m")
-		if len(problems) > 0 || len(unknown) > 1 || len(unknown) == 0 && name != "watchUrls" {
+		if len(problems) > 0 || len(unknown) > 1 || len(unknown) == 0 && name != "watchUri" {
 			t.Errorf("%q: got %q, %q; want one unknown option", name, problems, unknown)
 			continue
 		}
@@ -220,7 +220,14 @@ func TestSecretsAreNeverShown(t *testing.T) {
 	seen := 0
 	for _, option := range []string{"watchURL", "watchURLs", "hashKey", "signingSecrets", "customRequestHeaders", "tls", "tls.ca", "tls.cert", "tls.key", "secret", "authenticate"} {
 		for _, shape := range shapes {
-			if word, ok := shape.(string); ok && option == "watchURL" && (!strings.ContainsAny(word, "@/?") || strings.Contains(word, "-----")) {
+			word, ok := shape.(string)
+			if list, isList := shape.([]string); isList {
+				word = list[0]
+				ok = true
+			} else if list, isList := shape.([]interface{}); isList {
+				word, ok = list[0].(string)
+			}
+			if ok && (option == "watchURL" || option == "watchURLs") && (!strings.ContainsAny(word, "@/?") || strings.Contains(word, "-----")) {
 				continue // may be shown: nobody takes it for a URL with a secret in it
 			}
 			options := opts{option: shape}
@@ -237,8 +244,10 @@ func TestSecretsAreNeverShown(t *testing.T) {
 					t.Errorf("%s: %#v: got %q; want no secret in it", option, shape, line)
 				}
 			}
-			if strings.Contains(set.key, secret) {
-				t.Errorf("%s: %#v: got key %q; want a hash", option, shape, set.key)
+			for _, to := range set.targets {
+				if strings.Contains(to.key, secret) {
+					t.Errorf("%s: %#v: got key %q; want a hash", option, shape, to.key)
+				}
 			}
 		}
 	}
@@ -260,12 +269,7 @@ func TestEmptyConfigurationIsValidButForWatchURL(t *testing.T) {
 func TestDefaultsOfTheReferenceAreTheOnesInForce(t *testing.T) {
 	r := newReader(configOf(nil))
 	s := &settings{}
-	readReceiver(r, s)
-	readCapture(r, s)
-	readDelivery(r, s)
-	readTLS(r, s)
-	readRequestHeaders(r, s)
-	readSecrets(r, s)
+	readOptions(r, s)
 	seen := map[string]bool{}
 	for _, option := range r.known {
 		if seen[option.path] {
@@ -276,22 +280,16 @@ func TestDefaultsOfTheReferenceAreTheOnesInForce(t *testing.T) {
 			continue
 		}
 		set, problems, _ := readSettings(configOf(opts{option.path: option.standard}), "m")
-		want := settingsOf(t, nil)
+		want, _, _ := readSettings(configOf(nil), "m")
 		if len(problems) > 0 {
 			t.Errorf("%s: the default %q is not valid: %q", option.path, option.standard, problems)
-		} else if set.key != keyOfName(want, "m") {
+		} else if set.targets[0].key != want.targets[0].key {
 			t.Errorf("%s: got other delivery settings with the default, %q, written out; want the same", option.path, option.standard)
 		}
 	}
 	if len(seen) < 25 {
 		t.Errorf("got %d options; want all", len(seen))
 	}
-}
-
-func keyOfName(set *settings, name string) string {
-	other := *set
-	other.name = name
-	return keyOf(&other, "\x00\x00")
 }
 
 func TestEveryFieldOfConfigIsRead(t *testing.T) {
@@ -346,7 +344,7 @@ func TestSettingsShareAPipelineIfTheirDeliveryIsTheSame(t *testing.T) {
 		if len(problems) > 0 {
 			t.Errorf("%v: got problems %q; want none", options, problems)
 		}
-		return set.key
+		return set.targets[0].key
 	}
 	base := key(nil)
 	for _, same := range []opts{
@@ -375,7 +373,7 @@ func TestSettingsShareAPipelineIfTheirDeliveryIsTheSame(t *testing.T) {
 	}
 }
 
-func TestFileThatChangesIsAnotherPipeline(t *testing.T) {
+func TestFileThatChangesIsTheSamePipeline(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ca.pem")
 	keys := map[string]bool{}
 	for _, name := range []string{"ca-a.pem", "ca-b.pem", "ca-a.pem"} {
@@ -386,13 +384,13 @@ func TestFileThatChangesIsAnotherPipeline(t *testing.T) {
 		if err := os.WriteFile(path, pem, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		keys[settingsOf(t, opts{"tls.ca": path}).key] = true
+		keys[settingsOf(t, opts{"tls.ca": path}).targets[0].key] = true
 		if set := settingsOf(t, opts{"tls.ca": string(pem)}); set.tls.RootCAs == nil {
 			t.Error("got no roots; want the ones given")
 		}
 	}
-	if len(keys) != 2 {
-		t.Errorf("got %d keys for two contents; want 2", len(keys))
+	if len(keys) != 1 {
+		t.Errorf("got %d keys for one path; want 1, as the file is looked at while the pipeline lives", len(keys))
 	}
 }
 

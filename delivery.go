@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -27,7 +28,8 @@ type sender struct {
 	header    http.Header // cloned for each attempt
 	secrets   [][]byte    // of signatures, nil for none
 	markerKey []byte
-	stamp     atomic.Value // *stamp of the current second; any worker may replace it
+	stamp     atomic.Value      // *stamp of the current second; any worker may replace it
+	files     map[string]string // what was in the files of secrets
 }
 
 // stamp is the part of a delivery's header that changes by the second.
@@ -37,23 +39,89 @@ type stamp struct {
 	header    http.Header // cloned for each attempt
 }
 
-func newSender(set *settings) *sender {
-	s := &sender{transport: newTransport(set), url: set.url.String(), markerKey: processKey,
+func newSender(set *settings, to target) *sender {
+	s := &sender{transport: newTransport(set), url: to.url.String(), markerKey: processKey, files: map[string]string{},
 		secrets: set.secrets, header: set.requestHeaders.Clone()}
+	for name, text := range set.files {
+		s.files[name] = text // its own, as it is noted here when one changes
+	}
 	if len(set.secrets) > 0 {
 		s.markerKey = set.secrets[0]
 	}
 	s.host = s.header.Get("Host")
 	s.header.Del("Host")
 	s.header.Set("Content-Type", contentTypes[set.format])
+	if set.batchEvents > 1 && set.format == formatCloudEvents {
+		s.header.Set("Content-Type", batchType)
+	}
 	if s.header.Get("User-Agent") == "" {
 		s.header.Set("User-Agent", "requestmirror/"+version)
 	}
-	if set.basicAuth != "" && s.header.Get("Authorization") == "" {
-		s.header.Set("Authorization", set.basicAuth)
+	if to.basicAuth != "" && s.header.Get("Authorization") == "" {
+		s.header.Set("Authorization", to.basicAuth)
+	}
+	if set.requestOrigin != "" {
+		s.header.Set("Webhook-Request-Origin", set.requestOrigin) // CloudEvents' webhook specification, 2.1
 	}
 	s.stamp.Store(newStamp(s, 0))
 	return s
+}
+
+func currentSender(p *pipeline) *sender {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.sender
+}
+
+// freshSender is the sender with the stamp of the current second; another one, if the
+// file of a secret has changed.
+func freshSender(p *pipeline, second int64) *sender {
+	p.renewal.Lock()
+	defer p.renewal.Unlock()
+	s := currentSender(p)
+	if head, _ := s.stamp.Load().(*stamp); head.second == second {
+		return s
+	}
+	s = renewed(p, s)
+	s.stamp.Store(newStamp(s, second))
+	return s
+}
+
+// renewed is the sender, or another one with the secrets that are in the files now, for
+// which the whole configuration is read again. If something is wrong with them, the old
+// sender stays.
+func renewed(p *pipeline, old *sender) *sender {
+	latest := latestSettings(p)
+	news, err := changed(latest.files, old.files)
+	if news == nil || err != nil {
+		return old
+	}
+	for name, content := range news {
+		old.files[name] = content // tried once
+	}
+	set, problems, _ := readSettings(latest.config, latest.name)
+	text := strings.Join(problems, "\n  ")
+	for _, to := range set.targets {
+		if text == "" && to.written == p.to.written {
+			s := newSender(set, to)
+			replaceSender(p, s)
+			closeIdle(old)
+			old = s
+		}
+	}
+	if text != "" {
+		text = fmt.Sprintf("requestmirror %q: a secret has changed, but the old one stays in use:\n  %s", latest.name, text)
+	}
+	if isNews(latest.name+" "+p.to.key, text) {
+		logError(text)
+	}
+	return old
+}
+
+func closeIdle(s *sender) {
+	if t, ok := s.transport.(*http.Transport); ok {
+		t.CloseIdleConnections()
+	}
 }
 
 func newStamp(s *sender, second int64) *stamp {
@@ -74,7 +142,7 @@ func newTransport(set *settings) *http.Transport {
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			return dialer.DialContext(ctx, network, address)
 		},
-		TLSClientConfig:        set.tls,
+		TLSClientConfig:        set.tls.Clone(), // it is changed for HTTP/2
 		TLSHandshakeTimeout:    set.timeout,
 		MaxIdleConnsPerHost:    set.workers,
 		MaxConnsPerHost:        set.workers,

@@ -456,7 +456,7 @@ func TestSlowAnswersEndWithTheTimeout(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			logged(func() {
 				ctx, cancel := context.WithCancel(context.Background())
-				handler, err := New(ctx, answer(""), configOf(opts{"retry.attempts": 1, "timeout": "3s"}), t.Name())
+				handler, err := New(ctx, answer(""), configOf(opts{"retry.attempts": 1, "timeout": "3s", "reportInterval": 0}), t.Name())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -492,7 +492,7 @@ func TestSlowAnswersEndWithTheTimeout(t *testing.T) {
 
 func TestUserinfoIsNotPartOfTheURL(t *testing.T) {
 	set := settingsOf(t, opts{"watchURL": "https://us%65r:p%40ss@receiver.test/a?b#c"})
-	s := newSender(set)
+	s := newSender(set, set.targets[0])
 	if s.url != "https://receiver.test/a?b" {
 		t.Errorf("got URL %q; want no userinfo in it", s.url)
 	}
@@ -500,10 +500,10 @@ func TestUserinfoIsNotPartOfTheURL(t *testing.T) {
 		t.Errorf("got %q; want %q", got, want)
 	}
 	set = settingsOf(t, opts{"watchURL": "https://user@receiver.test", "customRequestHeaders": map[string]string{"authorization": "Bearer x"}})
-	if got := newSender(set).header.Get("Authorization"); got != "Bearer x" {
+	if got := newSender(set, set.targets[0]).header.Get("Authorization"); got != "Bearer x" {
 		t.Errorf("got %q; want the header that was written", got)
 	}
-	if strings.Contains(fmt.Sprint(set.url), "user") {
-		t.Errorf("got %v; want no userinfo in it", set.url)
+	if strings.Contains(fmt.Sprint(set.targets[0].url), "user") {
+		t.Errorf("got %v; want no userinfo in it", set.targets[0].url)
 	}
 }

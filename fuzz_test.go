@@ -15,8 +15,8 @@ import (
 	"unicode/utf8"
 )
 
-// asJSON is what a text becomes in JSON: each byte that is no UTF-8 is replaced.
-func asJSON(s string) string { return string([]rune(s)) }
+// inJSON is what a text becomes in JSON: each byte that is no UTF-8 is replaced.
+func inJSON(s string) string { return string([]rune(s)) }
 
 // FuzzBody captures, encodes and decodes a body: the backend must have got every byte
 // of it, and the event what was kept, with its size.
@@ -86,7 +86,7 @@ func FuzzEvent(f *testing.F) {
 		header[name] = []string{value, ""}
 		e := eventFrom(t, p, &capture{set: p.set, method: method, uri: uri, host: host, remote: remote, proto: proto, header: header})
 		request := e.Data.HTTP.Request
-		if request.Method != asJSON(method) {
+		if request.Method != inJSON(method) {
 			t.Errorf("got method %q; want %q", request.Method, method)
 		}
 		if e.Subject == "" || e.Subject != e.Data.URL.Path {
@@ -94,12 +94,12 @@ func FuzzEvent(f *testing.F) {
 		}
 		if strings.HasPrefix(uri, "/") {
 			path, _, _ := strings.Cut(uri, "?")
-			if e.Data.URL.Path != asJSON(path) {
+			if e.Data.URL.Path != inJSON(path) {
 				t.Errorf("got path %q; want %q", e.Data.URL.Path, path)
 			}
 		}
 		if canonical := http.CanonicalHeaderKey(name); p.set.headerModes[canonical] == "" && canonical != "X-Forwarded-For" && canonical != "Traceparent" {
-			if got, want := request.Header[asJSON(strings.ToLower(name))], []string{asJSON(value), ""}; !reflect.DeepEqual(got, want) {
+			if got, want := request.Header[inJSON(strings.ToLower(name))], []string{inJSON(value), ""}; !reflect.DeepEqual(got, want) {
 				t.Errorf("header %q: got %q; want %q", name, got, want)
 			}
 		}
@@ -213,7 +213,7 @@ func FuzzConfig(f *testing.F) {
 					t.Errorf("%s: %q: got %q; want a problem of this option", name, given, problem)
 				}
 			}
-			if len(problems) == 0 && (set.url == nil || set.queueSize < 1 || set.workers < 1 || set.timeout <= 0 || set.maxAge <= 0 || set.attempts < 1 ||
+			if len(problems) == 0 && (len(set.targets) == 0 && set.metricsPath == "" || set.queueSize < 1 || set.workers < 1 || set.timeout <= 0 || set.maxAge <= 0 || set.attempts < 1 ||
 				set.initialInterval <= 0 || set.maxInterval <= 0 || set.maxBodySize < 0 || set.maxBodySize > 1<<30 || set.memoryLimit < 1 || set.drainTimeout < 0) {
 				t.Errorf("%s: %q: got settings out of bounds, and no problem: %+v", name, given, set)
 			}
@@ -248,8 +248,8 @@ func FuzzURI(f *testing.F) {
 		if e.Data.URL.Query != nil {
 			whole += "?" + *e.Data.URL.Query
 		}
-		want := strings.TrimSuffix(asJSON(uri), "?")
-		if uri != "" && uri[0] == '/' && whole != want && whole != asJSON(uri) {
+		want := strings.TrimSuffix(inJSON(uri), "?")
+		if uri != "" && uri[0] == '/' && whole != want && whole != inJSON(uri) {
 			t.Errorf("%q: got %q; want it as it was", uri, whole)
 		}
 		if strings.Contains(e.Data.URL.Path, "?") {

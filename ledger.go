@@ -25,25 +25,18 @@ const (
 	reasonInternal    = "internal_error" // a fault of this plugin
 )
 
-// ledger accounts for every request of one middleware, over all its routers and
-// reloads. Under its lock, and so whenever anybody looks,
+// ledger accounts for every request of one middleware and one of its receivers, over
+// all routers and reloads. Under its lock, and so whenever anybody looks,
 //
 //	seen = filtered + sampledOut + enqueued + dropped
 //	enqueued = delivered + failed + waiting + inFlight
 type ledger struct {
-	name string // of the middleware, as Traefik calls it
+	name     string // of the middleware, as Traefik calls it
+	receiver string // as reading has it
 
-	mu         sync.Mutex // held for a few instructions, never over I/O
-	filtered   uint64
-	sampledOut uint64
-	past       uint64 // events offered to pipelines that are forgotten
-	delivered  uint64
-	retried    uint64
-	inFlight   uint64
-	early      uint64            // dropped as queue_full without being captured; not yet in dropped
-	dropped    map[string]uint64 // by reason
-	failed     map[string]uint64 // by reason
-	truncated  map[string]uint64 // events with a cut body, by reason
+	mu   sync.Mutex // held for a few instructions, never over I/O
+	past *counts    // of pipelines that are forgotten
+	live []*counts  // of the others
 
 	untold    uint64      // drops and failures that the log does not know of
 	teller    *time.Timer // tells the log of them; nil while there are none
@@ -51,44 +44,81 @@ type ledger struct {
 	lastError string
 }
 
-func newLedger(name string) *ledger {
-	return &ledger{name: name, dropped: map[string]uint64{}, failed: map[string]uint64{}, truncated: map[string]uint64{}}
+func newLedger(name, receiver string) *ledger {
+	return &ledger{name: name, receiver: receiver, past: newCounts()}
 }
 
-func countFiltered(l *ledger) {
-	l.mu.Lock()
-	l.filtered++
-	l.mu.Unlock()
+// counts are those of one pipeline, or of those that are gone. They are guarded by the
+// lock of their ledger.
+type counts struct {
+	offered    uint64 // events that came to the queue; of a live pipeline, that is its sequence
+	filtered   uint64 // requests that were not wanted
+	sampledOut uint64
+	delivered  uint64
+	inFlight   uint64            // events that workers are at; it does not only grow
+	retried    uint64            // attempts after the first
+	dropped    map[string]uint64 // events that found no place in the queue, by reason
+	failed     map[string]uint64 // events that were in it, by reason
+	truncated  map[string]uint64 // events with a cut body, by reason
+	attempts   []uint64          // by duration: at most attemptBounds[i] seconds, the last one above all
+	seconds    float64           // of all attempts
+
+	// Dropped without being captured, by reason; not yet in dropped, as the request
+	// path only counts.
+	full uint64
+	shut uint64
 }
 
-func countRetry(l *ledger) {
-	l.mu.Lock()
-	l.retried++
-	l.mu.Unlock()
+func newCounts() *counts {
+	return &counts{dropped: map[string]uint64{}, failed: map[string]uint64{}, truncated: map[string]uint64{},
+		attempts: make([]uint64, len(attemptBounds)+1)}
 }
 
-// counts is the ledger as expvar shows it, where offered is the number of events that
-// came to the queue. What waits is the rest of the second equation, so a lost event
-// would wait for ever. The ledger is locked.
-func counts(l *ledger, offered uint64) map[string]interface{} {
-	bookEarly(l)
-	enqueued := offered - sum(l.dropped)
-	return map[string]interface{}{
-		"seen": l.filtered + l.sampledOut + offered, "filtered": l.filtered, "sampledOut": l.sampledOut,
-		"enqueued": enqueued, "dropped": copyCounts(l.dropped),
-		"delivered": l.delivered, "failed": copyCounts(l.failed), "inFlight": l.inFlight,
-		"waiting": enqueued - l.delivered - sum(l.failed) - l.inFlight,
-		"retried": l.retried, "truncated": copyCounts(l.truncated),
+// add puts the counts of another into c.
+func (c *counts) add(other *counts) {
+	c.offered += other.offered
+	c.filtered += other.filtered
+	c.sampledOut += other.sampledOut
+	c.delivered += other.delivered
+	c.inFlight += other.inFlight
+	c.retried += other.retried
+	addCounts(c.dropped, other.dropped)
+	addCounts(c.failed, other.failed)
+	addCounts(c.truncated, other.truncated)
+	for i, n := range other.attempts {
+		c.attempts[i] += n
+	}
+	c.seconds += other.seconds
+}
+
+func addCounts(into, from map[string]uint64) {
+	for reason, n := range from {
+		into[reason] += n
 	}
 }
 
-// bookEarly moves the early drops to where all others are. The request path only
-// counts them, as it would cost more there. The ledger is locked.
-func bookEarly(l *ledger) {
-	if l.early > 0 {
-		l.dropped[reasonQueueFull] += l.early
-		l.untold += l.early
-		l.early = 0
+// total is the sum of all counts of the ledger. The ledger is locked.
+func total(l *ledger) *counts {
+	all := newCounts()
+	for _, c := range append([]*counts{l.past}, l.live...) {
+		bookEarly(l, c)
+		all.add(c)
+	}
+	return all
+}
+
+// bookEarly moves the early drops to where all others are. The ledger is locked.
+func bookEarly(l *ledger, c *counts) {
+	bookAs(l, c, reasonQueueFull, c.full)
+	bookAs(l, c, reasonCircuitOpen, c.shut)
+	c.full = 0
+	c.shut = 0
+}
+
+func bookAs(l *ledger, c *counts, reason string, n uint64) {
+	if n > 0 {
+		l.untold += n
+		c.dropped[reason] += n
 	}
 }
 
@@ -98,14 +128,6 @@ func sum(counts map[string]uint64) uint64 {
 		n += count
 	}
 	return n
-}
-
-func copyCounts(counts map[string]uint64) map[string]uint64 {
-	c := make(map[string]uint64, len(counts))
-	for reason, n := range counts {
-		c[reason] = n
-	}
-	return c
 }
 
 // contain keeps a panic of this plugin from whoever called it; it is to be deferred.
@@ -149,13 +171,13 @@ func tell(l *ledger) {
 		l.teller.Stop()
 		l.teller = nil
 	}
-	bookEarly(l)
+	all := total(l)
 	if l.untold == 0 {
 		l.mu.Unlock()
 		return
 	}
-	text := fmt.Sprintf("requestmirror %q: %d events lost since the last such line; in all: dropped {%s}, failed {%s}",
-		l.name, l.untold, listCounts(l.dropped), listCounts(l.failed))
+	text := fmt.Sprintf("requestmirror %q, receiver %s: %d events lost since the last such line; in all: dropped {%s}, failed {%s}",
+		l.name, l.receiver, l.untold, listCounts(all.dropped), listCounts(all.failed))
 	if l.lastError != "" {
 		text += "; last error: " + l.lastError
 	}
@@ -168,7 +190,9 @@ func tell(l *ledger) {
 func listCounts(counts map[string]uint64) string {
 	list := []string{}
 	for reason, n := range counts {
-		list = append(list, fmt.Sprintf("%s: %d", reason, n))
+		if n > 0 {
+			list = append(list, fmt.Sprintf("%s: %d", reason, n))
+		}
 	}
 	sort.Strings(list)
 	return strings.Join(list, ", ")

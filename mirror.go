@@ -24,6 +24,7 @@ package requestmirror
 import (
 	"context"
 	"errors"
+	"math"
 	"net/http"
 	"time"
 )
@@ -32,10 +33,12 @@ import (
 // fields below set are copies of what the request path would else have to look up.
 type Mirror struct {
 	next     http.Handler
-	pipe     *pipeline // shared by the routers of the middleware, and kept over reloads
+	pipe     *pipeline   // shared by the routers of the middleware, and kept over reloads
+	others   []*pipeline // of more receivers
 	set      *settings
-	queue    chan *capture
-	full     int   // events in the queue from which on a request is not even captured
+	queue    chan *capture // the pipeline's, as is shut
+	shut     chan struct{}
+	full     int   // events in the queue from which on there is more to look at
 	small    int64 // bodies of up to this size are kept in one piece
 	screened bool  // whether methods are filtered
 }
@@ -53,15 +56,15 @@ func New(ctx context.Context, next http.Handler, config *Config, name string) (h
 	if b.problem != "" {
 		return nil, errors.New(b.problem)
 	}
-	if b.mirror == nil {
+	if b.handler == nil {
 		return next, nil
 	}
-	return b.mirror, nil
+	return b.handler, nil
 }
 
 // built is what build came to: both fields empty when traffic is to pass unmirrored.
 type built struct {
-	mirror  *Mirror
+	handler http.Handler
 	problem string
 }
 
@@ -74,7 +77,14 @@ func build(ctx context.Context, b *built, next http.Handler, config *Config, nam
 	if len(problems)+len(unknown) > 0 {
 		text = describeProblems(name, set.strict, problems, unknown)
 		countConfigError()
-		if set.strict {
+		// What is wrong may be in a file that is being replaced: a reload in that moment
+		// must not end what works.
+		old, others, _ := readSettingsBefore(config, name, lastFiles(name))
+		if len(problems) > 0 && len(others) == 0 {
+			text += "\n  (with what was in the files of secrets before, requests are mirrored)"
+			set = old
+			problems = nil
+		} else if set.strict {
 			b.problem = text
 			return
 		}
@@ -86,15 +96,25 @@ func build(ctx context.Context, b *built, next http.Handler, config *Config, nam
 	if len(problems) > 0 {
 		return
 	}
-	if set.enabled && !(set.methods != nil && len(set.methods) == 0) {
-		b.mirror = newMirror(next, set, lease(ctx, set))
+	b.handler = next
+	if set.enabled && len(set.targets) > 0 && !(set.methods != nil && len(set.methods) == 0) {
+		b.handler = newMirror(next, set, lease(ctx, set))
+	}
+	if set.enabled && set.metricsPath != "" {
+		b.handler = newMetricsPage(b.handler, set.metricsPath)
 	}
 }
 
-func newMirror(next http.Handler, set *settings, p *pipeline) *Mirror {
-	m := &Mirror{next: next, pipe: p, set: set, queue: p.queue, full: set.queueSize, screened: set.methods != nil}
+// newMirror mirrors to the pipelines, of which there is at least one.
+func newMirror(next http.Handler, set *settings, pipes []*pipeline) *Mirror {
+	p := pipes[0]
+	m := &Mirror{next: next, pipe: p, set: set, queue: p.queue, shut: p.shut, full: set.queueSize, screened: set.methods != nil}
 	if set.dropOldest {
-		m.full++ // never reached
+		m.full = math.MaxInt
+	}
+	if len(pipes) > 1 {
+		m.others = pipes[1:]
+		m.full = 0 // always more to look at
 	}
 	if set.mirrorBody && set.bodyTypes == nil {
 		m.small = firstPart
@@ -114,9 +134,8 @@ func (m *Mirror) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 			return
 		}
 	}
-	if len(m.queue) >= m.full {
-		dropEarly(m.pipe)
-		m.next.ServeHTTP(rw, req)
+	if len(m.queue) >= m.full || len(m.shut) > 0 {
+		serveCrowded(m, rw, req)
 		return
 	}
 	if req.ContentLength != 0 {
@@ -131,10 +150,15 @@ func (m *Mirror) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 // WebSockets and event streams are seen when they begin. Strings are shared, which
 // is safe as they never change; the header is cloned, as other middlewares change it.
 func mirrorBare(m *Mirror, req *http.Request) {
-	offer(m.pipe, &capture{
+	c := &capture{
 		set: m.set, at: time.Now(), method: req.Method, uri: req.RequestURI, host: req.Host,
 		proto: req.Proto, remote: req.RemoteAddr, secure: req.TLS, header: req.Header.Clone(),
-	})
+	}
+	if m.others != nil {
+		offerAll(m, c)
+		return
+	}
+	offer(m.pipe, c)
 }
 
 // serveBody serves a request with a body, which is mirrored when the backend has
@@ -147,6 +171,22 @@ func serveBody(m *Mirror, rw http.ResponseWriter, req *http.Request) {
 		proto: req.Proto, remote: req.RemoteAddr, secure: req.TLS, header: req.Header.Clone(),
 	}
 	tee(m, req, c)
-	defer finish(m.pipe, req, c)
+	defer finish(m, req, c)
+	m.next.ServeHTTP(rw, req)
+}
+
+// serveCrowded serves a request where one look does not do: there are several
+// receivers, or the queue is full, or the circuit open. What nobody can take is not
+// captured.
+func serveCrowded(m *Mirror, rw http.ResponseWriter, req *http.Request) {
+	if noRoom(m) {
+		m.next.ServeHTTP(rw, req)
+		return
+	}
+	if req.ContentLength != 0 {
+		serveBody(m, rw, req)
+		return
+	}
+	mirrorBare(m, req)
 	m.next.ServeHTTP(rw, req)
 }

@@ -17,6 +17,9 @@ type reader struct {
 	names    map[string]string      // path in lower case → path as written
 	known    []knownOption
 	problems []string
+	secrets  []string          // options that hold secrets, as they were written
+	files    map[string]string // what is in the files that they name, by path
+	before   map[string]string // what is taken for it instead; may be nil
 }
 
 // knownOption is one option as the reference lists it.
@@ -27,10 +30,10 @@ type knownOption struct {
 
 // sections are the options whose parts are options themselves. The names under open
 // sections are the user's.
-var sections = []string{"headers", "queryParameters", "retry", "tls"}
+var sections = []string{"headers", "queryParameters", "batch", "retry", "circuitBreaker", "tls"}
 
 func newReader(config *Config) *reader {
-	r := &reader{values: map[string]interface{}{}, names: map[string]string{}}
+	r := &reader{values: map[string]interface{}{}, names: map[string]string{}, files: map[string]string{}}
 	for name, value := range config.written() {
 		r.write(name, value)
 	}
@@ -71,7 +74,8 @@ func (r *reader) writeSection(path string, value interface{}) {
 
 // partsOf names one part of each section, for messages.
 var partsOf = map[string]string{
-	"headers": "defaultMode", "queryParameters": "defaultMode", "retry": "attempts", "tls": "ca",
+	"headers": "defaultMode", "queryParameters": "defaultMode", "batch": "maxEvents", "retry": "attempts",
+	"circuitBreaker": "failures", "tls": "ca",
 }
 
 func (r *reader) problem(path, given, wanted string) {
@@ -135,14 +139,20 @@ func (r *reader) boolean(path string, standard bool) bool {
 	return b
 }
 
-func (r *reader) integer(path string, standard, lowest, highest int) int {
+// integer reads a number; one of the words, if there are any, is zero.
+func (r *reader) integer(path string, standard, lowest, highest int, words ...string) int {
 	value, ok := r.value(path, strconv.Itoa(standard))
 	if !ok {
 		return standard
 	}
+	for _, word := range words {
+		if strings.EqualFold(strings.TrimSpace(fmt.Sprint(value)), word) {
+			return 0
+		}
+	}
 	n, whole := wholeNumber(value)
 	if !whole {
-		r.problem(path, show(path, value), "a whole number")
+		r.problem(path, show(path, value), strings.Join(append([]string{"a whole number"}, words...), " or "))
 	} else if n < int64(lowest) {
 		r.problem(path, show(path, value), fmt.Sprintf("at least %d", lowest))
 	} else if n > int64(highest) {
@@ -196,8 +206,11 @@ var units = []struct {
 	{"kB", 1e3}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"k", 1e3}, {"K", 1e3}, {"M", 1e6}, {"G", 1e9}, {"B", 1},
 }
 
+// off is how a limit that there may not be is switched off; it is zero.
+const off = "off"
+
 // size reads a number of bytes, or one with a unit as in Kubernetes ("1Mi", "1M") or
-// as people write it ("1MiB", "1MB").
+// as people write it ("1MiB", "1MB"). What is off by default may be written as off.
 func (r *reader) size(path, standard string, lowest, highest int64) int64 {
 	value, ok := r.value(path, standard)
 	if !ok {
@@ -205,10 +218,13 @@ func (r *reader) size(path, standard string, lowest, highest int64) int64 {
 	}
 	n, whole := wholeNumber(value)
 	text := strings.TrimSpace(fmt.Sprint(value))
+	if standard == off && strings.EqualFold(text, off) {
+		return 0
+	}
 	for _, unit := range units {
 		if !whole && strings.HasSuffix(text, unit.Name) {
 			n, whole = wholeNumber(strings.TrimSuffix(text, unit.Name))
-			if n > highest || n < lowest-1 {
+			if n > highest || n < 0 {
 				break // out of bounds already, and could overflow
 			}
 			n *= unit.Bytes
@@ -293,7 +309,7 @@ func (r *reader) spell(path string, value interface{}, wanted string) (string, b
 
 // secretOptions hold secrets, so what was written for them is never shown.
 var secretOptions = map[string]bool{
-	"watchURL": true, "hashKey": true, "signingSecrets": true, "customRequestHeaders": true,
+	"watchURL": true, "watchURLs": true, "hashKey": true, "signingSecrets": true, "customRequestHeaders": true,
 	"tls": true, "tls.ca": true, "tls.cert": true, "tls.key": true,
 }
 

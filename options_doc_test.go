@@ -30,14 +30,7 @@ var tableRow = regexp.MustCompile("(?m)^\\| `([A-Za-z.]+)` \\| ([^|]*) \\| ([^|]
 func knownOptions() []knownOption {
 	r := newReader(CreateConfig())
 	s := &settings{}
-	r.boolean("strict", false)
-	r.boolean("enabled", true)
-	readReceiver(r, s)
-	readCapture(r, s)
-	readDelivery(r, s)
-	readTLS(r, s)
-	readRequestHeaders(r, s)
-	readSecrets(r, s)
+	readOptions(r, s)
 	return r.known
 }
 
@@ -118,9 +111,12 @@ func justBeyond(t *testing.T, kind, bound string, step int64) string {
 		}
 		return (d + time.Duration(step)).String()
 	}
-	number, unit := strings.TrimSuffix(bound, "Gi"), int64(1)
-	if number != bound {
-		unit = 1 << 30
+	number, unit := bound, int64(1)
+	for suffix, bytes := range map[string]int64{"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30} {
+		if strings.HasSuffix(bound, suffix) {
+			number = strings.TrimSuffix(bound, suffix)
+			unit = bytes
+		}
 	}
 	n, err := strconv.ParseInt(number, 10, 64)
 	if err != nil {

@@ -6,11 +6,13 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"math/rand"
 	"net"
 	"net/http"
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -28,44 +30,42 @@ var contentTypes = map[string]string{
 	formatJSON:        "application/json",
 }
 
+// batchType is that of several CloudEvents at once.
+const batchType = "application/cloudevents-batch+json" // as it is: the SDK for Go compares the whole
+
 // The wire format is CloudEvents 1.0 in structured JSON, with the names of
 // OpenTelemetry's semantic conventions in data; docs/reference/request.v1.schema.json
-// describes it. An event is written in two strokes, because each field of a struct
-// costs several allocations in Yaegi: what every event has by one Fprintf, and the
-// rest of data, which may need escapes, by encoding/json. The worker does it (run).
+// describes it. An event is written in two strokes, around its body, because each
+// value that interpreted code makes costs several allocations: the worker (run) gives
+// each stroke its parts, which are JSON already.
 const (
-	// %% are the arguments of each event: id, subject, time, sequence, traceparent,
-	// scheme, path, query, version, peer's address and port, client's address.
-	eventForm = `{"specversion":"1.0","id":"%%s","source":%s,"type":"` + eventType + `","subject":"%%s","time":"%%s",` +
+	// %% are the arguments of each event: the parts of the id, subject (and path), time to
+	// the second, microseconds, sequence, traceparent, query, the request's context, method,
+	// header, cookies.
+	eventForm = `{"specversion":"1.0","id":"` + idForm2 + `","source":%s,"type":"` + eventType + `","subject":"%%[6]s","time":"%%s%%06dZ",` +
 		`"datacontenttype":"application/json","dataschema":"` + dataSchema + `","sequence":"%s-%%020d"%%s,` +
-		`"data":{"url":{"scheme":"%%s","path":"%%s"%%s},"network":{"protocol":{"name":"http","version":"%%s"},` +
-		`"peer":{"address":"%%s","port":%%d}},"client":{"address":"%%s"}`
-	timeForm = "2006-01-02T15:04:05.000000Z"
-	idForm   = "%08x-%04x-7%03x-%04x-%012x" // time in ms, random
+		`"data":{"url":{"path":"%%[6]s"%%[11]s,%%s,"http":{"request":{"method":"%%s","header":{%%s}%%s`
+	// User agent, request id and attributes, each with a comma before it.
+	eventTail = `}}%s%s%s}}`
+
+	// Content, as JSON, and size of a body that is whole.
+	bodyForm = `,"body":{"content":%s,"size":%d,"truncated":false}`
+
+	secondForm   = "2006-01-02T15:04:05."
+	timeForm     = secondForm + "000000Z"
+	sequenceForm = "%s-%020d"
+
+	// A UUIDv7 (RFC 9562, 5.7): milliseconds and 64 random bits. They need not be secret,
+	// and Go's global generator is seeded by the system.
+	idForm   = "%08x-%04x-7%03x-%04x-%012x"
+	idForm2  = "%%08x-%%04x-7%%03x-%%04x-%%012x"
+	idAt     = len(`{"specversion":"1.0","id":"`)
+	idLength = 36
+	spread   = 0x9e3779b97f4a7c15 // makes the last part of the id from all random bits
+
+	// mostRemembered is how many contexts a worker remembers.
+	mostRemembered = 1000
 )
-
-// wireData is the second stroke. Under Yaegi encoding/json sees unexported fields,
-// ignores encoding methods of nested values and does not flatten embedded structs:
-// hence plain structs of exported fields.
-type wireData struct {
-	HTTP       wireHTTP          `json:"http"`
-	Server     *wireServer       `json:"server,omitempty"`
-	UserAgent  *wireUserAgent    `json:"user_agent,omitempty"`
-	TLS        *wireTLS          `json:"tls,omitempty"`
-	RequestID  string            `json:"request_id,omitempty"`
-	Attributes map[string]string `json:"attributes,omitempty"`
-}
-
-type wireHTTP struct {
-	Request wireRequest `json:"request"`
-}
-
-type wireRequest struct {
-	Method string              `json:"method"`
-	Header map[string][]string `json:"header"`
-	Cookie map[string][]string `json:"cookie,omitempty"`
-	Body   *wireBody           `json:"body,omitempty"`
-}
 
 type wireBody struct {
 	Content       *string `json:"content,omitempty"`
@@ -75,41 +75,19 @@ type wireBody struct {
 	Reason        string  `json:"truncated_reason,omitempty"`
 }
 
-type wireServer struct {
-	Address string `json:"address"`
-	Port    int    `json:"port"`
-}
-
-type wireUserAgent struct {
-	Original string `json:"original"`
-}
-
-type wireTLS struct {
-	Protocol wireProtocol `json:"protocol"`
-}
-
-type wireProtocol struct {
-	Version string `json:"version"`
-}
-
 // formOf is the first stroke of a pipeline's events, for Fprintf.
 func formOf(source, boot string) string {
 	return fmt.Sprintf(eventForm, strings.ReplaceAll(quote(source), "%", "%%"), boot)
 }
 
-// secondStroke adds the rest of data to the first stroke, and returns the event.
-func secondStroke(buffer *bytes.Buffer, data *wireData) []byte {
-	joint := buffer.Len()
-	encodeJSON(buffer, data)
-	// The braces of the second stroke become those of the whole: the first one a
-	// comma, and the line break after the last one the end of the event.
-	payload := buffer.Bytes()
-	payload[joint] = ','
-	payload[len(payload)-1] = '}'
-	return payload
+// newID is an id for a time.
+func newID(at time.Time) string {
+	ms := at.UnixMilli()
+	random := rand.Uint64()
+	return fmt.Sprintf(idForm, ms>>16, ms&0xffff, random>>52, random>>38&0x3fff|0x8000, random*spread>>16)
 }
 
-// encodeJSON writes v and a line break. Every event gets a buffer of its own: the
+// encodeJSON writes v and a line break. Every delivery gets a buffer of its own: the
 // transport may read it after an answer came, so it cannot be used for the next one.
 func encodeJSON(buffer *bytes.Buffer, v interface{}) {
 	encoder := json.NewEncoder(buffer)
@@ -123,30 +101,25 @@ func encodeJSON(buffer *bytes.Buffer, v interface{}) {
 // refuses all others that do, and what is not UTF-8.
 const oddBytes = "\"\\\t"
 
-// quote is a text as JSON, and escape what is between its quotes.
-func quote(s string) string {
+func asJSON(v interface{}) string {
 	buffer := &bytes.Buffer{}
-	encodeJSON(buffer, s)
+	encodeJSON(buffer, v)
 	return strings.TrimSuffix(buffer.String(), "\n")
 }
+
+// quote is a text as JSON, and escape what is between its quotes.
+func quote(s string) string { return asJSON(s) }
 
 func escape(s string) string {
 	q := quote(s)
 	return q[1 : len(q)-1]
 }
 
-// queryField is the query as it may leave.
-func queryField(set *settings, query string) string {
-	if set.queryDefault != modeKeep || set.queryNames.MatchString(query) {
-		query = redactQuery(set, query)
-	}
-	if query == "" {
-		return ""
-	}
-	if !strconv.CanBackquote(query) || strings.ContainsAny(query, oddBytes) {
-		query = escape(query)
-	}
-	return `,"query":"` + query + `"`
+// writeBody adds the body of a request to the first stroke.
+func writeBody(buffer *bytes.Buffer, b *body) {
+	_, _ = buffer.WriteString(`,"body":`)
+	encodeJSON(buffer, encodeBody(b))
+	buffer.Truncate(buffer.Len() - 1) // the line break
 }
 
 func encodeBody(b *body) *wireBody {
@@ -199,22 +172,42 @@ func pathOfOther(target string) string {
 // minor version.
 var versions = map[string]string{"HTTP/1.0": "1.0", "HTTP/1.1": "1.1", "HTTP/2.0": "2", "HTTP/3.0": "3"}
 
-func tlsOf(state *tls.ConnectionState) *wireTLS {
-	return &wireTLS{wireProtocol{strings.TrimPrefix(tls.VersionName(state.Version), "TLS ")}}
+// contextFields is what the requests of one connection to one host have in common: the
+// rest of url, and network, client, server and tls.
+func contextFields(set *settings, c *capture) string {
+	peer, digits, _ := net.SplitHostPort(c.remote)
+	port, _ := strconv.Atoi(digits)
+	client := peer
+	if set.trustForwardHeader {
+		client = forwardedFor(c.header, peer)
+	}
+	scheme := "http"
+	secure := ""
+	if c.secure != nil {
+		scheme = "https"
+		secure = fmt.Sprintf(`,"tls":{"protocol":{"version":"%s"}}`, strings.TrimPrefix(tls.VersionName(c.secure.Version), "TLS "))
+	}
+	server := ""
+	if c.host != "" {
+		server = serverField(scheme, c.host)
+	}
+	return fmt.Sprintf(`"scheme":"%s"},"network":{"protocol":{"name":"http","version":"%s"},"peer":{"address":%s,"port":%d}},`+
+		`"client":{"address":%s}%s%s`, scheme, versions[c.proto], quote(peer), port, quote(client), server, secure)
 }
 
 // ports are those of a server whom the client named without one.
 var ports = map[string]int{"http": 80, "https": 443}
 
-// takePort moves the port from the address to where it belongs.
-func takePort(server *wireServer) {
-	address, digits, err := net.SplitHostPort(server.Address)
+// serverField is the server that the client named.
+func serverField(scheme, host string) string {
+	port := ports[scheme]
+	address, digits, err := net.SplitHostPort(host)
 	if err != nil {
-		address = strings.Trim(server.Address, "[]")
+		address = strings.Trim(host, "[]")
 	} else if n, err := strconv.ParseUint(digits, 10, 16); err == nil && n > 0 {
-		server.Port = int(n)
+		port = int(n)
 	}
-	server.Address = address
+	return fmt.Sprintf(`,"server":{"address":%s,"port":%d}`, quote(address), port)
 }
 
 // forwardedFor is whom the first proxy named, if the operator trusts that: the left

@@ -75,7 +75,7 @@ func TestGoldenPayloads(t *testing.T) {
 func TestSourceIsQuoted(t *testing.T) {
 	for _, name := range []string{"mirror@file", `a"b\c%s 100% ü`, "default-mirror@kubernetescrd"} {
 		set, _, _ := readSettings(configOf(nil), name)
-		p := newPipeline(set, newLedger(name), 1)
+		p := newPipeline(set, set.targets[0], newLedger(name, ""), newBudget(set.memoryLimit), 1)
 		e := eventFrom(t, p, &capture{set: set, method: "GET", uri: "/", proto: "HTTP/1.1"})
 		if e.Source != set.source || !strings.HasPrefix(e.Source, "//") || e.Sequence != "000000000001-00000000000000000000" {
 			t.Errorf("middleware %q: got source %q, sequence %q; want %q", name, e.Source, e.Sequence, set.source)

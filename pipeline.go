@@ -3,14 +3,15 @@ package requestmirror
 import (
 	"context"
 	"fmt"
-	"net/http"
+	"math/rand"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// pipeline is the way from the routers of one middleware to its receiver: a bounded
-// queue, the workers that empty it, and a byte budget over everything between.
+// pipeline is the way from the routers of one middleware to one of its receivers: a
+// bounded queue, the workers that empty it, and a byte budget over everything between.
 //
 // Its life, which registry.go leads:
 //
@@ -26,15 +27,22 @@ import (
 // would take each other's events.
 type pipeline struct {
 	set    *settings // of delivery; never changes
-	ledger *ledger   // shared by the pipelines of one middleware name
-	sender *sender
-	budget *budget
+	to     target
+	ledger *ledger // shared with pipelines that this one replaced
+	budget *budget // shared with the pipelines to the middleware's other receivers
+	boot   string  // first part of its sequence numbers
+	born   time.Time
 	form   string // of the events' first part: source and boot are the same in all
 
-	// queue has room for set.queueSize events and one notice to leave (nil). Only
-	// who holds the ledger's lock sends, after a look at the length, so that a send
-	// never waits. It is never closed, so that a late request cannot panic.
+	// queue has room for set.queueSize events and two notices to look up (nil): that
+	// the pipeline is retired, and that a report is due. Only who holds the ledger's
+	// lock sends, after a look at the length, so that a send never waits. It is never
+	// closed, so that a late request cannot panic.
 	queue chan *capture
+
+	// shut has an item while the circuit is open, so that a request can tell without
+	// a lock. Only who holds the lock puts it there and takes it.
+	shut chan struct{}
 
 	// life ends with drainTimeout, pace with it or when Traefik ends: a worker that
 	// waits for another attempt waits no longer.
@@ -43,39 +51,130 @@ type pipeline struct {
 	pace     context.Context
 	endPaces context.CancelFunc
 
+	headers   int64 // atomic: bytes of headers that were weighed
+	receivers int64 // atomic: how many the middleware has; the registry writes it
+
+	renewal sync.Mutex // held by the worker that reads the files of secrets
+
 	// mu is the ledger's lock, so that counts and queue always agree. It guards all
 	// below but the leases.
 	mu        *sync.Mutex
-	room      int    // an offer needs no second look while fewer events wait
-	short     bool   // whether there could be more workers; room is then what idle ones can take
-	sequence  uint64 // of the last event offered
-	running   int    // workers
-	idle      int    // workers that wait for work
+	latest    *settings    // of the newest router, for its files of secrets
+	sender    *sender      // replaced when a secret is
+	counts    *counts      // the ledger's past, once the registry has let go of it
+	room      int          // an offer needs no second look while fewer events wait
+	short     bool         // whether there could be more workers; room is then what idle ones can take
+	sequence  uint64       // of the last event offered
+	bodies    int64        // bytes of shared bodies that it holds
+	running   int          // workers
+	allowed   int          // workers that there may be now
+	idle      int          // workers that wait for work
+	notices   int          // nils in the queue, which take no event's place
+	adaptive  *concurrency // decides allowed; nil if it is fixed
 	retired   bool
 	forgotten bool        // whether the registry has let go of it
 	drain     *time.Timer // ends the life of a retired pipeline
-	cautious  bool        // whether one of the next two may be in the future
-	pausedTo  time.Time   // Retry-After: no attempt before
-	goneUntil time.Time   // 410: no attempt before, events fail at once
+	gathering gathering   // of batches
+	gate      gate        // keeps attempts from the receiver
+	reporting reporting   // to the receiver
 
 	// Guarded by the registry's lock.
 	leases int
 	grace  *time.Timer
 }
 
-func newPipeline(set *settings, l *ledger, boot int64) *pipeline {
+func newPipeline(set *settings, to target, l *ledger, budget *budget, boot int64) *pipeline {
 	p := &pipeline{
-		set: set, ledger: l, mu: &l.mu, sender: newSender(set), budget: newBudget(set.memoryLimit),
-		form: formOf(set.source, fmt.Sprintf("%012x", boot)),
+		set: set, to: to, ledger: l, mu: &l.mu, sender: newSender(set, to), budget: budget,
+		boot: fmt.Sprintf("%012x", boot), born: time.Now(), counts: newCounts(), receivers: 1, allowed: set.workers, latest: set,
 	}
-	p.queue = make(chan *capture, set.queueSize+1)
+	p.form = formOf(set.source, p.boot)
+	p.queue = make(chan *capture, set.queueSize+2)
+	p.shut = make(chan struct{}, 1)
 	life, endLife := context.WithCancel(context.Background())
 	pace, endPaces := context.WithCancel(life)
 	p.life = life
 	p.endLife = endLife
 	p.pace = pace
 	p.endPaces = endPaces
+	if set.adaptive {
+		p.adaptive = newConcurrency(set.workers)
+		p.allowed = p.adaptive.limit
+	}
+	p.gate.state = breakerClosed
+	if set.requestOrigin != "" {
+		p.gate.state = breakerHalfOpen // the handshake is the first probe
+		p.gate.guarded = true
+	}
+	if set.batchEvents > 1 {
+		startGathering(p)
+	}
 	return p
+}
+
+// noRoom says that none of the receivers can take an event, and has counted it then.
+func noRoom(m *Mirror) bool {
+	if m.others == nil {
+		return dropEarly(m.pipe, false)
+	}
+	if takes(m.pipe) {
+		return false
+	}
+	for _, p := range m.others {
+		if takes(p) {
+			return false
+		}
+	}
+	dropEarly(m.pipe, true)
+	for _, p := range m.others {
+		dropEarly(p, true)
+	}
+	return true
+}
+
+// takes is a look without a lock.
+func takes(p *pipeline) bool {
+	return (len(p.queue) < p.set.queueSize || p.set.dropOldest) && len(p.shut) == 0
+}
+
+// offerAll offers the same event to several pipelines, which share what was captured.
+func offerAll(m *Mirror, c *capture) {
+	defer contain()
+	c.random = rand.Uint64() | 1
+	if c.body != nil {
+		c.body.shared = true
+		c.body.holders = int32(1 + len(m.others))
+	}
+	for _, p := range m.others {
+		own := *c
+		offerShare(p, &own)
+	}
+	offerShare(m.pipe, c)
+}
+
+// offerShare offers an event that others hold, too; without its body, if the pipeline
+// holds its share of bodies already.
+func offerShare(p *pipeline, c *capture) {
+	if !takes(p) && dropEarly(p, false) {
+		p.mu.Lock()
+		discharge(p, c)
+		p.mu.Unlock()
+		return
+	}
+	if c.body != nil && c.body.charged > 0 {
+		p.mu.Lock()
+		share := p.budget.limit / atomic.LoadInt64(&p.receivers)
+		if p.bodies+c.body.charged <= share {
+			c.held = c.body.charged
+			p.bodies += c.held
+		} else {
+			size := c.body.kept + c.body.beyond
+			discharge(p, c)
+			c.body = &body{cut: cutMemory, beyond: size}
+		}
+		p.mu.Unlock()
+	}
+	offer(p, c)
 }
 
 // offer puts the capture into the queue or counts why not. It never waits: the lock
@@ -97,53 +196,76 @@ func offer(p *pipeline, c *capture) {
 // backlog, a full queue, a pipeline that is retired.
 func offerCarefully(p *pipeline, c *capture) {
 	defer contain()
-	if n := len(p.queue); n >= backlog && (n < p.set.queueSize || p.set.dropOldest) {
-		weigh(p.budget, c)
+	if n := len(p.queue); n >= backlog && (n <= p.set.queueSize || p.set.dropOldest) {
+		weigh(p, c)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.sequence++
 	c.sequence = p.sequence
 	if p.forgotten {
-		p.ledger.past++
+		p.counts.offered++
 	}
-	if c.refused {
+	if len(p.shut) > 0 {
+		drop(p, c, reasonCircuitOpen)
+	} else if c.refused {
 		drop(p, c, reasonMemory)
-	} else if len(p.queue) >= p.set.queueSize && !makeRoom(p) {
+	} else if len(p.queue)-p.notices >= p.set.queueSize && !makeRoom(p) {
 		drop(p, c, reasonQueueFull)
 	} else {
 		p.queue <- c
-		staff(p)
+		if p.gathering.asleep {
+			ring(p)
+		} else {
+			staff(p)
+		}
 	}
 }
 
-// dropEarly counts a request that found the queue full and was not captured.
-func dropEarly(p *pipeline) {
+// dropEarly counts a request that found the queue full or the circuit open, and was
+// not captured. Unless that is decided, it returns false if there is room after all:
+// the request looked without a lock.
+func dropEarly(p *pipeline, decided bool) bool {
 	p.mu.Lock()
+	full := len(p.queue)-p.notices >= p.set.queueSize
+	if !decided && !full && len(p.shut) == 0 {
+		p.mu.Unlock()
+		return false
+	}
 	p.sequence++
-	l := p.ledger
-	l.early++
-	if p.forgotten || l.teller == nil {
+	if full && len(p.shut) == 0 {
+		p.counts.full++
+	} else {
+		p.counts.shut++
+	}
+	if p.forgotten || p.ledger.teller == nil {
 		noteEarly(p)
 	}
 	p.mu.Unlock()
+	return true
 }
 
 // noteEarly does what dropEarly seldom has to do. The pipeline is locked.
 func noteEarly(p *pipeline) {
 	if p.forgotten {
-		p.ledger.past++
+		p.counts.offered++
 	}
 	if p.ledger.teller == nil {
 		p.ledger.teller = tellLater(p.ledger)
 	}
 }
 
+func countFiltered(p *pipeline) {
+	p.mu.Lock()
+	p.counts.filtered++
+	p.mu.Unlock()
+}
+
 // drop counts an event that found no place. The pipeline is locked.
 func drop(p *pipeline, c *capture, reason string) {
-	p.ledger.dropped[reason]++
+	p.counts.dropped[reason]++
 	lose(p.ledger)
-	discharge(p.budget, c)
+	discharge(p, c)
 }
 
 // makeRoom takes the oldest event out of a full queue, if the operator wants that,
@@ -157,55 +279,82 @@ func makeRoom(p *pipeline) bool {
 	if ok {
 		evict(p, v.Interface())
 	}
-	return len(p.queue) < p.set.queueSize
+	return len(p.queue)-p.notices < p.set.queueSize
 }
 
 func evict(p *pipeline, oldest interface{}) {
 	c, ok := oldest.(*capture)
 	if !ok || c == nil {
-		p.queue <- nil // a notice to leave, which keeps
+		p.queue <- nil // a notice, which keeps
 		return
 	}
 	lose(p.ledger)
-	p.ledger.failed[reasonQueueFull]++
+	p.counts.failed[reasonQueueFull]++
 	c.settled = true
-	discharge(p.budget, c)
+	discharge(p, c)
 }
 
 // staff starts a worker if more events wait than workers, and sets room and short.
 // The pipeline is locked.
 func staff(p *pipeline) {
-	if p.running < p.set.workers && len(p.queue) > p.idle {
+	waiting := len(p.queue)
+	if p.gathering.bell != nil {
+		waiting += leftOver(p)
+		if p.idle > 0 {
+			waiting = 0 // one worker takes them all
+		}
+	}
+	if p.running < p.allowed && waiting > p.idle {
 		if p.retired && p.running == 0 {
-			p.queue <- nil
+			notify(p)
 		}
 		p.running++
 		go work(p)
 	}
-	p.short = p.running < p.set.workers
+	p.short = p.running < p.allowed
 	p.room = backlog
 	if p.short {
 		p.room = p.idle
 	}
+	if p.gathering.bell != nil && (p.gathering.asleep || !p.short) {
+		p.room = roomToGather(p)
+	}
 	if p.room > p.set.queueSize {
 		p.room = p.set.queueSize
 	}
-	if p.retired {
-		p.room = 0 // a late offer may have to start a worker
+	if p.retired || len(p.shut) > 0 {
+		p.room = 0 // a late offer may have to start a worker, and an open circuit takes none
 	}
 }
 
-// leave says whether the worker that got the notice to leave may do so; it passes
-// the notice on behind what still waits, or to the other workers. The last worker
-// leaves nothing behind. The pipeline is locked.
-func leave(p *pipeline) bool {
-	if len(p.queue) > 0 {
+// notify has an idle worker look up. The pipeline is locked.
+func notify(p *pipeline) {
+	if p.gathering.bell != nil {
+		ring(p)
+	} else if len(p.queue) < cap(p.queue) {
+		p.notices++
 		p.queue <- nil
+	}
+}
+
+// leave says whether the worker that was told of the pipeline's retirement may leave;
+// it tells the others, once nothing waits any more. The last worker leaves nothing
+// behind, and a last report before. The pipeline is locked.
+func leave(p *pipeline) bool {
+	if len(p.queue)-p.notices+leftOver(p) > 0 {
+		notify(p)
 		return false
+	}
+	if p.running == 1 && !p.reporting.closed {
+		p.reporting.closed = true
+		p.reporting.told = "" // the last one is sent whatever was told before
+		if askReport(p) {
+			return false
+		}
 	}
 	p.running--
 	if p.running > 0 {
-		p.queue <- nil
+		notify(p)
 	} else {
 		dissolve(p)
 	}
@@ -222,7 +371,7 @@ func retire(p *pipeline) {
 	if p.running == 0 {
 		dissolve(p)
 	} else {
-		p.queue <- nil
+		notify(p)
 		p.drain = time.AfterFunc(p.set.drainTimeout, p.endLife)
 	}
 	p.mu.Unlock()
@@ -231,17 +380,17 @@ func retire(p *pipeline) {
 // dissolve lets go of what a retired pipeline without workers still holds. It may
 // run again, after a late request. The pipeline is locked.
 func dissolve(p *pipeline) {
-	if p.drain != nil {
-		p.drain.Stop()
+	for _, timer := range []*time.Timer{p.drain, p.reporting.timer, p.gate.timer, p.gathering.timer} {
+		if timer != nil {
+			timer.Stop()
+		}
 	}
 	go cleanUp(p)
 }
 
 func cleanUp(p *pipeline) {
 	defer contain()
-	if t, ok := p.sender.transport.(*http.Transport); ok {
-		t.CloseIdleConnections()
-	}
+	closeIdle(p.sender)
 	forget(p)
 	publish()
 	tell(p.ledger)

@@ -6,12 +6,14 @@
 package requestmirror
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"math/rand"
 	"net/http"
 	"runtime/metrics"
 	"slices"
@@ -26,32 +28,49 @@ import (
 
 // reply is what the receiver of a stage does with one attempt.
 type reply struct {
-	status int
-	after  string        // Retry-After
-	err    error         // of the network
-	delay  time.Duration // before the answer
-	hang   bool          // until the attempt is given up
+	status  int
+	after   string        // Retry-After
+	err     error         // of the network
+	delay   time.Duration // before the answer
+	hang    bool          // until the attempt is given up
+	allowed string        // WebHook-Allowed-Origin
+	rate    string        // WebHook-Allowed-Rate
 }
 
 // call is one attempt as it came to the receiver of a stage.
 type call struct {
-	at       time.Duration // since the stage began
-	id       string
-	sequence int // of the event
-	answer   chan reply
-	answered bool // by hand
+	at        time.Duration // since the stage began
+	id        string
+	sequence  int   // of the event, the first one of a batch
+	sequences []int // of all events
+	events    []event
+	payload   []byte // as it was sent
+	header    http.Header
+	answer    chan reply
+	answered  bool       // by hand
+	taken     bool       // whether the attempt ended with a 2xx
+	done      bool       // whether it ended
+	mu        sync.Mutex // guards taken and done
 }
 
-// stage is a middleware in a bubble with virtual time. Its receiver stands where the
-// transport would open a connection; it follows a script, or is led by hand.
-type stage struct {
-	t      *testing.T
-	began  time.Time
-	mirror *Mirror
-	pipe   *pipeline
-	ledger *ledger
-	cancel context.CancelFunc // ends the router's lease
+func (c *call) outcome() (done, taken bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.done, c.taken
+}
 
+// reported is a report as it came.
+type reported struct {
+	at  time.Duration
+	id  string
+	was wireReport
+}
+
+// peer is a receiver. It stands where the transport would open a connection, and
+// follows a script, or is led by hand. Handshakes and reports have scripts of their own.
+type peer struct {
+	t       *testing.T
+	began   time.Time
 	inspect func(*http.Request) // what is sent; may be nil
 
 	mu      sync.Mutex
@@ -60,6 +79,28 @@ type stage struct {
 	calls   []*call
 	active  map[int]*call // under way, by sequence
 	highest int           // attempts at the same time
+
+	consent []reply // to handshakes, the last one stays; none is 404
+	asked   []time.Duration
+	asking  http.Header // of the last handshake
+
+	reply   []reply    // to reports, the last one stays; none is 204
+	reports []reported // all that came, whatever the answer
+}
+
+// stage is a middleware in a bubble with virtual time, and its receivers, of which the
+// one at watchURL is embedded.
+type stage struct {
+	*peer
+	t      *testing.T
+	mirror *Mirror
+	pipe   *pipeline
+	ledger *ledger
+	cancel context.CancelFunc // ends the router's lease
+
+	peers   map[string]*peer // by host
+	pipes   []*pipeline      // all that there ever were
+	senders map[*sender]bool // that lead to a peer
 }
 
 // onStage runs do in a bubble, at the end of which nothing may be left.
@@ -69,7 +110,9 @@ func onStage(t *testing.T, options opts, script []reply, do func(t *testing.T, s
 		t.Fatal("got pipelines of other tests; want none")
 	}
 	synctest.Test(t, func(t *testing.T) {
-		s := &stage{t: t, began: time.Now(), script: script, byHand: script == nil, active: map[int]*call{}}
+		s := &stage{t: t, peers: map[string]*peer{}, senders: map[*sender]bool{}}
+		s.peer = newPeer(t, script)
+		s.peers["receiver.test"] = s.peer
 		s.mirror, s.cancel = s.router(options)
 		s.pipe = s.mirror.pipe
 		s.ledger = s.pipe.ledger
@@ -78,10 +121,28 @@ func onStage(t *testing.T, options opts, script []reply, do func(t *testing.T, s
 	})
 }
 
+func newPeer(t *testing.T, script []reply) *peer {
+	return &peer{t: t, began: time.Now(), script: script, byHand: script == nil, active: map[int]*call{}}
+}
+
+// at is the receiver with this host. One that is new does what the first one does.
+func (s *stage) at(host string) *peer {
+	p := s.peers[host]
+	if p == nil {
+		p = newPeer(s.t, slices.Clone(s.script))
+		p.began = s.began
+		p.byHand = s.byHand
+		s.peers[host] = p
+	}
+	return p
+}
+
 // end ends the lease, and checks that nothing is left.
 func (s *stage) end() {
-	s.byHand = false
-	s.answerAll(reply{status: 204})
+	for _, p := range s.peers {
+		p.play()
+		p.answerAll(reply{status: 204})
+	}
 	s.cancel()
 	synctest.Wait()
 	s.wait(gracePeriod + s.pipe.set.drainTimeout)
@@ -89,21 +150,32 @@ func (s *stage) end() {
 	if !registryIsEmpty() {
 		s.t.Error("got a pipeline after grace and drainTimeout; want none")
 	}
-	if held := bytesHeld(s.pipe); held != 0 || s.pipe.budget.headers != 0 {
-		s.t.Errorf("got %d bytes and %d of headers held at the end; want 0", held, s.pipe.budget.headers)
-	}
-	if running, idle := s.workers(); running+idle != 0 {
-		s.t.Errorf("got %d workers, %d of them idle at the end; want none", running, idle)
-	}
-	if s.pipe.grace != nil && s.pipe.grace.Stop() || s.pipe.drain != nil && s.pipe.drain.Stop() {
-		s.t.Error("got a timer that still runs; want none")
+	for _, p := range s.pipes {
+		n := tallyIn(s.t, p)
+		if held := bytesHeld(p); held != 0 || p.headers != 0 || p.bodies != 0 {
+			s.t.Errorf("%s: got %d bytes, a share of %d, and %d of headers held at the end; want 0", n.Receiver, held, p.bodies, p.headers)
+		}
+		if p.running+p.idle != 0 {
+			s.t.Errorf("%s: got %d workers, %d of them idle at the end; want none", n.Receiver, p.running, p.idle)
+		}
+		if n.Waiting+n.InFlight != 0 {
+			s.t.Errorf("%s: got %+v at the end; want nothing waiting, nothing in flight", n.Receiver, n)
+		}
+		for i, timer := range []*time.Timer{p.grace, p.drain, p.reporting.timer, p.gathering.timer, p.gate.timer} {
+			if timer != nil && timer.Stop() {
+				s.t.Errorf("%s: got a timer (%d) that still runs; want none", n.Receiver, i)
+			}
+		}
 	}
 }
 
 // router makes another router with the options, whose lease ends with the function.
 func (s *stage) router(options opts) (*Mirror, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(context.Background())
-	handler, err := New(ctx, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), configOf(options), s.t.Name())
+	// What comes by itself comes only where a test asks for it.
+	all := opts{"reportInterval": 0, "circuitBreaker.failures": 0}
+	maps.Copy(all, options)
+	handler, err := New(ctx, http.HandlerFunc(readAllOf), configOf(all), s.t.Name())
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -111,43 +183,97 @@ func (s *stage) router(options opts) (*Mirror, context.CancelFunc) {
 	if !ok {
 		s.t.Fatalf("got handler %T; want a mirror", handler)
 	}
-	if m.pipe != s.pipe {
-		m.pipe.sender.transport.(*http.Transport).RegisterProtocol("http", s)
+	for _, p := range append([]*pipeline{m.pipe}, m.others...) {
+		if !slices.Contains(s.pipes, p) {
+			s.pipes = append(s.pipes, p)
+		}
+		if to := currentSender(p); !s.senders[to] {
+			s.senders[to] = true
+			to.transport.(*http.Transport).RegisterProtocol("http", s.at(p.to.url.Host))
+		}
 	}
 	return m, cancel
 }
 
+// readAllOf is a backend that reads the body and answers nothing.
+func readAllOf(_ http.ResponseWriter, req *http.Request) {
+	if req.Body != nil {
+		_, _ = io.Copy(io.Discard, req.Body)
+	}
+}
+
+// next takes the next reply from a script.
+func next(script *[]reply, otherwise reply) reply {
+	if len(*script) == 0 {
+		return otherwise
+	}
+	r := (*script)[0]
+	if len(*script) > 1 {
+		*script = (*script)[1:]
+	}
+	return r
+}
+
 // RoundTrip is the receiver.
-func (s *stage) RoundTrip(req *http.Request) (*http.Response, error) {
+func (p *peer) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := req.Context().Err(); err != nil {
 		return nil, err // as the transport does, before it connects
 	}
-	if s.inspect != nil {
-		s.inspect(req)
+	p.mu.Lock()
+	inspect := p.inspect
+	p.mu.Unlock()
+	if inspect != nil {
+		inspect(req)
+	}
+	if req.Method == http.MethodOptions {
+		p.mu.Lock()
+		p.asked = append(p.asked, p.time())
+		p.asking = req.Header.Clone()
+		r := next(&p.consent, reply{status: 404})
+		p.mu.Unlock()
+		return r.give(req)
 	}
 	payload, _ := io.ReadAll(req.Body)
-	_, digits, _ := strings.Cut(eventOf(s.t, payload).Sequence, "-")
-	sequence, _ := strconv.Atoi(digits)
-	c := &call{at: s.time(), id: req.Header.Get("Webhook-Id"), sequence: sequence, answer: make(chan reply, 1)}
-	s.mu.Lock()
-	s.calls = append(s.calls, c)
-	s.active[sequence] = c
-	s.highest = max(s.highest, len(s.active))
-	if !s.byHand {
-		r := reply{status: 204}
-		if len(s.script) > 0 {
-			r = s.script[0]
-		}
-		if len(s.script) > 1 {
-			s.script = s.script[1:]
-		}
-		c.answer <- r
+	c := &call{at: p.time(), id: req.Header.Get("Webhook-Id"), payload: payload, header: req.Header.Clone(), answer: make(chan reply, 1)}
+	clear := payload
+	if req.Header.Get("Content-Encoding") == "gzip" {
+		clear = unzip(p.t, payload)
 	}
-	s.mu.Unlock()
+	list := []json.RawMessage{clear}
+	if clear[0] == '[' {
+		list = nil // or Unmarshal writes into clear
+		if err := json.Unmarshal(clear, &list); err != nil {
+			p.t.Errorf("got a batch that is no JSON: %v", err)
+		}
+	}
+	if strings.Contains(string(list[0]), `"type":"`+reportType) {
+		return p.takeReport(req, list[0])
+	}
+	for _, text := range list {
+		e := eventOf(p.t, text)
+		_, digits, _ := strings.Cut(e.Sequence, "-")
+		sequence, _ := strconv.Atoi(digits)
+		c.events = append(c.events, e)
+		c.sequences = append(c.sequences, sequence)
+	}
+	c.sequence = c.sequences[0]
+	p.mu.Lock()
+	p.calls = append(p.calls, c)
+	p.active[c.sequence] = c
+	p.highest = max(p.highest, len(p.active))
+	if !p.byHand {
+		c.answer <- next(&p.script, reply{status: 204})
+	}
+	p.mu.Unlock()
+	taken := false
 	defer func() {
-		s.mu.Lock()
-		delete(s.active, sequence)
-		s.mu.Unlock()
+		p.mu.Lock()
+		delete(p.active, c.sequence)
+		p.mu.Unlock()
+		c.mu.Lock()
+		c.taken = taken
+		c.done = true
+		c.mu.Unlock()
 	}()
 	var r reply
 	select {
@@ -155,6 +281,25 @@ func (s *stage) RoundTrip(req *http.Request) (*http.Response, error) {
 	case <-req.Context().Done():
 		return nil, req.Context().Err()
 	}
+	resp, err := r.give(req)
+	taken = err == nil && r.status/100 == 2
+	return resp, err
+}
+
+func (p *peer) takeReport(req *http.Request, text []byte) (*http.Response, error) {
+	n := reported{at: p.time(), id: req.Header.Get("Webhook-Id")}
+	if err := json.Unmarshal(text, &n.was); err != nil {
+		p.t.Errorf("got a report that is no JSON: %v", err)
+	}
+	p.mu.Lock()
+	p.reports = append(p.reports, n)
+	r := next(&p.reply, reply{status: 204})
+	p.mu.Unlock()
+	return r.give(req)
+}
+
+// give is what the receiver's connection gives.
+func (r reply) give(req *http.Request) (*http.Response, error) {
 	late := time.After(r.delay)
 	if r.hang {
 		late = nil
@@ -168,16 +313,30 @@ func (s *stage) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, r.err
 	}
 	header := http.Header{}
-	if r.after != "" {
-		header.Set("Retry-After", r.after)
+	for name, value := range map[string]string{"Retry-After": r.after, "Webhook-Allowed-Origin": r.allowed, "Webhook-Allowed-Rate": r.rate} {
+		if value != "" {
+			header.Set(name, value)
+		}
 	}
 	return &http.Response{StatusCode: r.status, Header: header, Body: http.NoBody, Request: req}, nil
 }
 
-func (s *stage) time() time.Duration { return time.Since(s.began) }
+func unzip(t testing.TB, payload []byte) []byte {
+	r, err := gzip.NewReader(bytes.NewReader(payload))
+	if err != nil {
+		t.Fatalf("got a payload that is no gzip: %v", err)
+	}
+	clear, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatalf("got a payload that is no gzip: %v", err)
+	}
+	return clear
+}
+
+func (s *peer) time() time.Duration { return time.Since(s.began) }
 
 // unanswered are the events that wait for an answer by hand.
-func (s *stage) unanswered() (list []int) {
+func (s *peer) unanswered() (list []int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for sequence, c := range s.active {
@@ -189,7 +348,7 @@ func (s *stage) unanswered() (list []int) {
 	return list
 }
 
-func (s *stage) attemptsOf(sequence int) (n int) {
+func (s *peer) attemptsOf(sequence int) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range s.calls {
@@ -201,7 +360,7 @@ func (s *stage) attemptsOf(sequence int) (n int) {
 }
 
 // answer ends the attempt of an event, by hand.
-func (s *stage) answer(sequence int, r reply) {
+func (s *peer) answer(sequence int, r reply) {
 	s.t.Helper()
 	s.mu.Lock()
 	c := s.active[sequence]
@@ -214,7 +373,7 @@ func (s *stage) answer(sequence int, r reply) {
 	synctest.Wait()
 }
 
-func (s *stage) answerAll(r reply) {
+func (s *peer) answerAll(r reply) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.script = []reply{r}
@@ -245,12 +404,15 @@ func (s *stage) wait(d time.Duration) {
 func (s *stage) tally() tally { return tallyIn(s.t, s.pipe) }
 
 func tallyIn(t *testing.T, p *pipeline) tally {
-	shown := snapshot(p.ledger)
+	registryMu.Lock()
+	r := readLedger(p.ledger)
+	registryMu.Unlock()
+	c := r.counts
 	n := tally{
-		Seen: shown["seen"].(uint64), Filtered: shown["filtered"].(uint64), SampledOut: shown["sampledOut"].(uint64),
-		Enqueued: shown["enqueued"].(uint64), Delivered: shown["delivered"].(uint64), InFlight: shown["inFlight"].(uint64),
-		Waiting: shown["waiting"].(uint64), Retried: shown["retried"].(uint64),
-		Dropped: shown["dropped"].(map[string]uint64), Failed: shown["failed"].(map[string]uint64),
+		Seen: c.filtered + c.sampledOut + c.offered, Filtered: c.filtered, SampledOut: c.sampledOut,
+		Enqueued: c.offered - sum(c.dropped), Delivered: c.delivered, InFlight: c.inFlight, Waiting: r.waiting,
+		Retried: c.retried, Dropped: c.dropped, Failed: c.failed, Truncated: c.truncated, CircuitBreaker: r.breaker,
+		Concurrency: r.concurrency, Receiver: r.receiver,
 	}
 	addsUp(t, n)
 	return n
@@ -270,31 +432,59 @@ func (s *stage) workers() (running, idle int) {
 	return s.pipe.running, s.pipe.idle
 }
 
-// addsUp checks the ledger against the queue and the receiver.
+// eventsIn counts the events in a queue that nobody is at; the rest are notices.
+func eventsIn(p *pipeline) (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for range len(p.queue) {
+		c := <-p.queue
+		if c != nil {
+			n++
+		}
+		p.queue <- c
+	}
+	return n
+}
+
+// addsUp checks the ledgers against the queues and the receivers.
 func (s *stage) addsUp() {
 	s.t.Helper()
-	n := s.tally()
-	s.pipe.mu.Lock()
-	waiting := len(s.pipe.queue)
-	if s.pipe.retired && s.pipe.running > 0 {
-		waiting-- // the notice to leave
+	_, all := registered()
+	for _, p := range s.pipes {
+		if all > len(s.mirror.others)+1 || p.forgotten && all > 0 {
+			continue // a ledger has several pipelines
+		}
+		n := tallyIn(s.t, p)
+		if waiting := eventsIn(p); int(n.Waiting) != waiting {
+			s.t.Errorf("at %v: got %d events waiting by the ledger of %s; want %d, as in the queue: %+v", s.time(), n.Waiting, n.Receiver, waiting, n)
+		}
+		if under := s.at(p.to.url.Host).underWay(); int(n.InFlight) < under {
+			s.t.Errorf("at %v: got %d events in flight by the ledger of %s; want at least the %d at the receiver", s.time(), n.InFlight, n.Receiver, under)
+		}
 	}
-	s.pipe.mu.Unlock()
-	if _, all := registered(); all <= 1 && int(n.Waiting) != waiting {
-		s.t.Errorf("at %v: got %d events waiting by the ledger; want %d, as in the queue: %+v", s.time(), n.Waiting, waiting, n)
-	}
+}
+
+// underWay is the number of events that the receiver is at.
+func (s *peer) underWay() (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if int(n.InFlight) < len(s.active) {
-		s.t.Errorf("at %v: got %d events in flight by the ledger; want at least the %d at the receiver", s.time(), n.InFlight, len(s.active))
+	for _, c := range s.active {
+		n += len(c.sequences)
 	}
+	return n
 }
 
 // is checks the counts that are not zero: "delivered", and reasons.
 func (s *stage) is(want map[string]uint64) {
 	s.t.Helper()
+	s.pipeIs(s.pipe, want)
+}
+
+// pipeIs is is for any of the receivers.
+func (s *stage) pipeIs(p *pipeline, want map[string]uint64) {
+	s.t.Helper()
 	s.addsUp()
-	n := s.tally()
+	n := tallyIn(s.t, p)
 	got := map[string]uint64{"delivered": n.Delivered, "inFlight": n.InFlight, "waiting": n.Waiting, "retried": n.Retried}
 	for reason, count := range n.Failed {
 		got["failed "+reason] = count
@@ -309,7 +499,7 @@ func (s *stage) is(want map[string]uint64) {
 }
 
 // times are when attempts came.
-func (s *stage) times() []time.Duration {
+func (s *peer) times() []time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	list := []time.Duration{}
@@ -319,11 +509,61 @@ func (s *stage) times() []time.Duration {
 	return list
 }
 
-func (s *stage) cameAt(want ...time.Duration) {
+func (s *peer) cameAt(want ...time.Duration) {
 	s.t.Helper()
 	if got := s.times(); !slices.Equal(got, want) {
 		s.t.Errorf("got attempts at %v; want %v", got, want)
 	}
+}
+
+// came are the attempts so far. What is of the peer's is read and written under its lock,
+// as a timer orders nothing.
+func (s *peer) came() []*call {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.calls)
+}
+
+func (s *peer) told() []reported {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.reports)
+}
+
+// play gives the receiver another script.
+func (s *peer) play(script ...reply) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.byHand = false
+	s.script = script
+}
+
+// batches are the sequences of each attempt, in the order in which they came.
+func (s *peer) batches() [][]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := [][]int{}
+	for _, c := range s.calls {
+		list = append(list, c.sequences)
+	}
+	return list
+}
+
+func (s *peer) cameAs(want ...[]int) {
+	s.t.Helper()
+	if got := s.batches(); !slices.EqualFunc(got, want, slices.Equal) {
+		s.t.Errorf("at %v: got batches %v; want %v", s.time(), got, want)
+	}
+}
+
+// upTo is 1 to n, or from to n.
+func upTo(n int) []int { return fromTo(1, n) }
+
+func fromTo(from, to int) (list []int) {
+	for i := from; i <= to; i++ {
+		list = append(list, i)
+	}
+	return list
 }
 
 func TestRetriesAreBounded(t *testing.T) {
@@ -461,10 +701,10 @@ func TestGoneKeepsEventsAwayForTenMinutes(t *testing.T) {
 		s.send(3)
 		s.wait(10*time.Minute - 1)
 		s.send(1)
-		s.is(map[string]uint64{"failed gone": 1, "failed circuit_open": 4})
+		s.is(map[string]uint64{"failed gone": 1, "dropped circuit_open": 4})
 		s.wait(1)
 		s.send(2)
-		s.is(map[string]uint64{"failed gone": 1, "failed circuit_open": 4, "delivered": 2})
+		s.is(map[string]uint64{"failed gone": 1, "dropped circuit_open": 4, "delivered": 2})
 		s.cameAt(0, 10*time.Minute, 10*time.Minute)
 	})
 	onStage(t, nil, nil, func(t *testing.T, s *stage) {
@@ -555,7 +795,7 @@ func TestGracePeriod(t *testing.T) {
 			t.Error("got the same pipeline after the grace period; want another")
 		}
 		s.request(later, 1)
-		if n := snapshot(later.pipe.ledger); n["delivered"].(uint64) != 1 {
+		if n := tallyIn(t, later.pipe); n.Delivered != 1 {
 			t.Errorf("got %v; want a ledger that begins anew, as the other was forgotten", n)
 		}
 		cancel()
@@ -870,107 +1110,62 @@ func TestOffersFromManyRequestsConcurrentSafe(t *testing.T) {
 	})
 }
 
-// A random walk through everything that can happen to a pipeline, with a model of what
-// must come of each event. The seed is in the name of a failure.
-func TestModel(t *testing.T) {
-	for seed := range int64(150) {
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { logged(func() { walk(t, rand.New(rand.NewSource(seed))) }) })
+func TestWorkersFollowTheReceiver(t *testing.T) {
+	for name, options := range map[string]opts{"single": {}, "batches": {"batch.maxEvents": 2, "batch.flushInterval": "1ms"}} {
+		t.Run(name, func(t *testing.T) {
+			options["workers"] = "auto"
+			options["queueSize"] = 120
+			options["retry.attempts"] = 1
+			logged(func() {
+				onStage(t, options, []reply{{status: 204, delay: 500 * time.Millisecond}}, func(t *testing.T, s *stage) {
+					// load keeps the queue full for a while, and says how many attempts there were at a time.
+					load := func(d time.Duration) (least, most int) {
+						least = 1000
+						for end := s.time() + d; s.time() < end; {
+							for len(s.pipe.queue) < 100 {
+								s.mirror.ServeHTTP(nil, &http.Request{Method: "GET", RequestURI: "/", Proto: "HTTP/1.1"})
+							}
+							s.wait(250 * time.Millisecond)
+							s.mu.Lock()
+							under := len(s.active)
+							s.mu.Unlock()
+							s.pipe.mu.Lock()
+							running, allowed, limit := s.pipe.running, s.pipe.allowed, s.pipe.adaptive.limit
+							s.pipe.mu.Unlock()
+							if allowed != limit || limit > 32 {
+								t.Fatalf("at %v: got %d workers allowed, a limit of %d; want the same, at most 32", s.time(), allowed, limit)
+							}
+							if running > 32 || under > running {
+								t.Fatalf("at %v: got %d attempts by %d workers, %d allowed; want no more than there are, at most 32", s.time(), under, running, allowed)
+							}
+							least, most = min(least, under), max(most, under)
+						}
+						return least, most
+					}
+					if _, most := load(25 * time.Second); most != 32 {
+						t.Errorf("got at most %d attempts at a time at a receiver that is as fast with many; want 32", most)
+					}
+					s.play(reply{status: 503, delay: 500 * time.Millisecond})
+					if least, _ := load(25 * time.Second); least != 1 {
+						t.Errorf("got at least %d attempts at a time during an outage; want 1", least)
+					}
+					if running, _ := s.workers(); running != 1 {
+						t.Errorf("got %d workers during an outage; want one, as the rest has left", running)
+					}
+					s.play(reply{status: 204, delay: 500 * time.Millisecond})
+					if _, most := load(25 * time.Second); most < 25 {
+						t.Errorf("got at most %d attempts at a time after the outage; want about 32", most)
+					}
+					s.play(reply{status: 503})
+					s.wait(30 * time.Second) // what waits fails, and makes most workers surplus
+					if running, idle := s.workers(); running != s.pipe.allowed || idle != running {
+						t.Errorf("got %d workers, %d of them idle; want the %d allowed, all idle", running, idle, s.pipe.allowed)
+					}
+					if n := s.tally(); n.Waiting+n.InFlight != 0 || n.Concurrency != s.pipe.allowed {
+						t.Errorf("got %+v; want nothing left, and the limit shown", n)
+					}
+				})
+			})
+		})
 	}
-}
-
-func walk(t *testing.T, random *rand.Rand) {
-	const attempts = 3
-	options := opts{
-		"workers": 1 + random.Intn(3), "queueSize": 1 + random.Intn(12), "overflow": []string{"dropNewest", "dropOldest"}[random.Intn(2)],
-		"retry.attempts": attempts, "maxAge": "20s", "timeout": "4s", "drainTimeout": []string{"0s", "3s"}[random.Intn(2)], "memoryLimit": 20000,
-	}
-	onStage(t, options, nil, func(t *testing.T, s *stage) {
-		offered := 0
-		refused := map[string]uint64{} // final by the answer, by reason
-		delivered := uint64(0)
-		gone := false
-		for range 150 {
-			under := s.unanswered()
-			switch action := random.Intn(12); {
-			case action < 4:
-				n := 1 + random.Intn(3)
-				offered += n
-				s.send(n)
-			case action == 4:
-				offered++
-				size := 1 + random.Intn(9000)
-				s.mirror.ServeHTTP(nil, uploadOf(&upload{rest: textOf(size), step: 1000, end: io.EOF}, int64(size)))
-				synctest.Wait()
-			case action < 10 && len(under) > 0:
-				sequence := under[random.Intn(len(under))]
-				r := []reply{
-					{status: 204}, {status: 200}, {status: 500}, {status: 503, after: "2"}, {status: 429, after: "30"}, {status: 400}, {status: 413},
-					{status: 302}, {err: errors.New("reset")}, {hang: true},
-				}[random.Intn(10)]
-				if random.Intn(40) == 0 {
-					r = reply{status: 410}
-				}
-				last := s.attemptsOf(sequence) == attempts
-				switch {
-				case r.hang:
-					// Ends by the timeout, or with the pipeline.
-				case r.status == 204 || r.status == 200:
-					delivered++
-				case r.status == 400 || r.status == 302:
-					refused[reasonRejected]++
-				case r.status == 413:
-					refused[reasonTooLarge]++
-				case r.status == 410:
-					refused[reasonGone]++
-					gone = true
-				case last && r.status >= 500:
-					refused[reasonServerError]++
-				case last && r.status == 429:
-					refused[reasonRejected]++
-				case last:
-					refused[reasonNetwork]++
-				}
-				s.answer(sequence, r)
-			case action == 10:
-				s.wait([]time.Duration{1, time.Millisecond, 50 * time.Millisecond, time.Second, 5 * time.Second, 11 * time.Minute}[random.Intn(6)])
-			case action == 11 && random.Intn(8) == 0:
-				s.cancel()
-				s.wait([]time.Duration{0, gracePeriod, gracePeriod + 3*time.Second}[random.Intn(3)])
-			}
-			s.addsUp()
-			n := s.tally()
-			if int(n.Seen) != offered {
-				t.Fatalf("at %v: got %d seen; want the %d offered", s.time(), n.Seen, offered)
-			}
-			if n.Delivered != delivered {
-				t.Fatalf("at %v: got %d delivered; want the %d that the receiver took", s.time(), n.Delivered, delivered)
-			}
-			for reason := range n.Dropped {
-				if reason != reasonQueueFull && reason != reasonMemory {
-					t.Fatalf("at %v: got a drop for %s; want queue_full or memory only", s.time(), reason)
-				}
-			}
-			for _, reason := range []string{reasonTooLarge, reasonGone} {
-				if n.Failed[reason] != refused[reason] {
-					t.Fatalf("at %v: got %d failed for %s; want %d", s.time(), n.Failed[reason], reason, refused[reason])
-				}
-			}
-			// Others may come by the clock, too.
-			if n.Failed[reasonRejected] < refused[reasonRejected] || !gone && n.Failed[reasonCircuitOpen] > 0 || n.Failed[reasonInternal] > 0 {
-				t.Fatalf("at %v: got %v failed; want at least %v, none of them internal", s.time(), n.Failed, refused)
-			}
-			if held := bytesHeld(s.pipe); held > 20000 || held > 0 && n.Waiting+n.InFlight == 0 {
-				t.Fatalf("at %v: got %d bytes held with %d waiting, %d in flight; want no more than memoryLimit, and none for nothing", s.time(), held, n.Waiting, n.InFlight)
-			}
-			if len(s.active) > s.pipe.set.workers {
-				t.Fatalf("at %v: got %d attempts at a time; want at most %d", s.time(), len(s.active), s.pipe.set.workers)
-			}
-		}
-		s.byHand = false
-		s.answerAll(reply{status: 400})
-		s.wait(2 * time.Minute)
-		if n := s.tally(); n.Waiting+n.InFlight != 0 {
-			t.Fatalf("at the end: got %+v; want nothing left", n)
-		}
-	})
 }

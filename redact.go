@@ -1,6 +1,7 @@
 package requestmirror
 
 import (
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -41,65 +42,139 @@ var signingParameters = []string{
 	"x-amz-signature", "x-amz-credential", "x-amz-security-token",
 }
 
-// redactStrange is a header as it may leave, in which another middleware wrote a name
-// in its own way, so that one name may be there twice.
-func redactStrange(set *settings, header http.Header) map[string][]string {
+// headerFields is a header as it may leave, as the members of a JSON object, and with it
+// the first values of User-Agent and of the request's id, so that redaction holds there,
+// too. It is for headers that the worker cannot write at a stroke (run).
+func headerFields(set *settings, header http.Header) (fields, agent, id string) {
 	out := make(map[string][]string, len(header))
 	for name, values := range header {
 		redactOther(set, out, name, values)
 	}
-	return out
+	if values := out["user-agent"]; len(values) > 0 {
+		agent = values[0]
+	}
+	if values := out[set.requestID]; len(values) > 0 {
+		id = values[0]
+	}
+	fields = asJSON(out)
+	return fields[1 : len(fields)-1], agent, id
 }
 
 // redactOther puts one name of a header into out as it may leave: in lower case, every
-// value, in order, and Cookie not at all. It returns whether the name is canonical.
-func redactOther(set *settings, out map[string][]string, name string, values []string) bool {
+// value, in order, and Cookie not at all. Another middleware may have written a name in
+// its own way, so that one name may be there twice.
+func redactOther(set *settings, out map[string][]string, name string, values []string) {
 	canonical := http.CanonicalHeaderKey(name)
 	mode := set.headerModes[canonical]
 	if mode == "" {
 		mode = set.headerDefault
 	}
+	if canonical == name && canonical != "Cookie" && validHeaderName(name) {
+		learn(set.names, name, mode)
+	}
 	if mode == modeDrop || len(values) == 0 { // none is how a handler keeps a proxy from adding the header
-		return canonical == name
+		return
 	}
 	if mode != modeKeep {
 		values = veilAll(set, mode, values)
-	} else if canonical == name {
-		learn(set.names, name)
 	}
 	lower := strings.ToLower(name)
 	out[lower] = append(out[lower], values...)
-	return canonical == name
 }
 
-// nameTable remembers the lower-case form of header names that are kept as they are,
-// because a look-up is a third of the work. Workers read and extend it; clients who
-// make names up do not fill more than it takes.
+// nameTable remembers the names of headers, and how a header that has no others becomes
+// JSON. Workers read and extend it; clients who make names up do not fill more than it
+// takes.
 type nameTable struct {
-	known atomic.Value // map[string]string, replaced as a whole
+	known atomic.Value // *knownNames, replaced as a whole
 	mu    sync.Mutex   // held while it is replaced
 }
 
-const mostNames = 256
-
-func keptNames(t *nameTable) map[string]string {
-	known, _ := t.known.Load().(map[string]string)
-	return known
+type knownNames struct {
+	modes  map[string]string
+	form   *strings.Replacer // makes JSON of a header as it goes over the wire, with a line break before each name
+	hidden []string          // names that are not kept as they are
+	fields []string          // what leaves instead, as JSON; hashed stands for a pseudonym
+	absent map[string]bool   // hidden, and Cookie: what is left out before
 }
 
-func learn(t *nameTable, name string) {
+const (
+	mostNames = 256
+	hashed    = "hashed"
+)
+
+// jsonEscapes are for what may not stand in a JSON text as it is; a header has no line
+// break in a value.
+var jsonEscapes = escapesOf()
+
+func escapesOf() []string {
+	pairs := []string{`"`, `\"`, `\`, `\\`}
+	for i := 0; i < ' '; i++ {
+		if i != '\r' && i != '\n' {
+			pairs = append(pairs, string(rune(i)), fmt.Sprintf(`\u%04x`, i))
+		}
+	}
+	return pairs
+}
+
+func newNameTable() *nameTable {
+	t := &nameTable{}
+	t.known.Store(knowing(map[string]string{}))
+	return t
+}
+
+func knowing(modes map[string]string) *knownNames {
+	k := &knownNames{modes: modes, absent: map[string]bool{"Cookie": true}}
+	pairs := append([]string{}, jsonEscapes...)
+	for name, mode := range modes {
+		lower := strings.ToLower(name)
+		if mode == modeKeep {
+			pairs = append(pairs, "\r\n"+name+": ", `"],"`+lower+`":["`)
+			continue
+		}
+		k.absent[name] = true
+		k.hidden = append(k.hidden, name)
+		field := ""
+		if mode == modeRedact {
+			field = `,"` + lower + `":["` + redacted + `"]`
+		} else if mode == modeHash {
+			field = hashed
+		}
+		k.fields = append(k.fields, field)
+	}
+	k.form = strings.NewReplacer(pairs...)
+	return k
+}
+
+func learn(t *nameTable, name, mode string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	known := keptNames(t)
-	if len(known) >= mostNames {
+	known, _ := t.known.Load().(*knownNames)
+	if known.modes[name] != "" || len(known.modes) >= mostNames {
 		return
 	}
-	more := make(map[string]string, len(known)+1)
-	for k, v := range known {
+	more := make(map[string]string, len(known.modes)+1)
+	for k, v := range known.modes {
 		more[k] = v
 	}
-	more[name] = strings.ToLower(name)
-	t.known.Store(more)
+	more[name] = mode
+	t.known.Store(knowing(more))
+}
+
+// veiled is the value of a header that is not kept as it is; empty if it is dropped.
+func veiled(set *settings, name, value string) string {
+	mode := set.headerModes[name]
+	if mode == "" {
+		mode = set.headerDefault
+	}
+	if mode == modeDrop {
+		return ""
+	}
+	return veil(set, mode, value)
+}
+
+func hashedField(set *settings, name, value string) string {
+	return `,"` + strings.ToLower(name) + `":["` + veil(set, modeHash, value) + `"]`
 }
 
 func veilAll(set *settings, mode string, values []string) []string {
@@ -112,30 +187,22 @@ func veilAll(set *settings, mode string, values []string) []string {
 
 func veil(set *settings, mode, value string) string {
 	if mode == modeHash {
-		return pseudonym(set.hashKey, value)
+		key := set.hashKey
+		if set.hashFile != nil {
+			key = []byte(currentText(set.hashFile))
+		}
+		return pseudonym(key, value)
 	}
 	return redacted
-}
-
-// selectCookies is the cookies that cookieNames wants; nil if none is there.
-func selectCookies(set *settings, header http.Header) map[string][]string {
-	if set.cookieNames == nil || header["Cookie"] == nil {
-		return nil
-	}
-	out := map[string][]string{}
-	request := &http.Request{Header: header}
-	for _, cookie := range request.Cookies() {
-		if set.cookieNames.MatchString(cookie.Name) {
-			out[cookie.Name] = append(out[cookie.Name], cookie.Value)
-		}
-	}
-	return out
 }
 
 // redactQuery is the query as it may leave: as it was sent, but for the values of
 // some parameters. Names are compared decoded and without regard to case, and ";"
 // counts as a separator, too, as it does for some backends.
 func redactQuery(set *settings, query string) string {
+	if query == "" {
+		return ""
+	}
 	out := make([]byte, 0, len(query))
 	for rest := query; rest != ""; {
 		pair, separator := rest, ""

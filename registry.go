@@ -2,9 +2,12 @@ package requestmirror
 
 import (
 	"context"
+	"fmt"
+	"net/url"
 	"os"
 	"os/signal"
 	"reflect"
+	"sort"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,7 +23,7 @@ var (
 	registryMu sync.Mutex               // guards all here, and the leases of pipelines
 	pipelines  = map[string]*pipeline{} // live ones, by the key of their delivery settings
 	existing   = []*pipeline{}          // live ones and those that drain
-	ledgers    = map[string]*ledger{}   // by middleware name, as long as it has a pipeline
+	ledgers    = map[string]*ledger{}   // by middleware name and receiver, as long as there is a pipeline
 	told       = map[string]string{}    // what the log knows to be wrong, by middleware name
 	lastBoot   int64                    // of the pipeline made last
 	signals    chan os.Signal           // nil while there is no pipeline
@@ -31,45 +34,55 @@ var (
 	markerKeys atomic.Value
 )
 
-// lease returns the pipeline for these settings, a new one if none lives, and holds
-// it until ctx ends.
-func lease(ctx context.Context, set *settings) *pipeline {
-	p := leased(set)
-	endWith(ctx, p)
+// lease returns the pipelines to the receivers of these settings, new ones where none
+// lives, and holds them until ctx ends.
+func lease(ctx context.Context, set *settings) []*pipeline {
+	pipes := leased(set)
+	for _, p := range pipes {
+		endWith(ctx, p)
+	}
 	publish()
-	return p
+	return pipes
 }
 
-func leased(set *settings) *pipeline {
+func leased(set *settings) []*pipeline {
 	registryMu.Lock()
 	defer registryMu.Unlock()
-	p, ok := pipelines[set.key]
-	if !ok {
-		p = enlist(set)
+	pipes := make([]*pipeline, 0, len(set.targets))
+	for _, to := range set.targets {
+		p, ok := pipelines[to.key]
+		if !ok {
+			p = enlist(set, to)
+		}
+		p.leases++
+		if p.grace != nil {
+			p.grace.Stop()
+		}
+		atomic.StoreInt64(&p.receivers, int64(len(set.targets)))
+		p.mu.Lock()
+		p.latest = set
+		p.mu.Unlock()
+		pipes = append(pipes, p)
 	}
-	p.leases++
-	if p.grace != nil {
-		p.grace.Stop()
-	}
-	return p
+	return pipes
 }
 
 // enlist makes a pipeline known. The registry is locked.
-func enlist(set *settings) *pipeline {
-	l, ok := ledgers[set.name]
-	if !ok {
-		l = newLedger(set.name)
-		ledgers[set.name] = l
-	}
+func enlist(set *settings, to target) *pipeline {
 	// Two pipelines never share a boot, or their sequences would look like one.
 	boot := time.Now().UnixMilli()
 	if boot <= lastBoot {
 		boot = lastBoot + 1
 	}
 	lastBoot = boot
-	p := newPipeline(set, l, boot)
-	pipelines[set.key] = p
+	l := ledgerFor(set.name, to.url)
+	p := newPipeline(set, to, l, budgetFor(set), boot)
+	pipelines[to.key] = p
 	existing = append(existing, p)
+	l.mu.Lock()
+	l.live = append(l.live, p.counts)
+	l.mu.Unlock()
+	startReports(p)
 	noteMarkerKeys()
 	if ending {
 		p.endPaces()
@@ -78,6 +91,68 @@ func enlist(set *settings) *pipeline {
 		watchSignals()
 	}
 	return p
+}
+
+// ledgerFor finds or opens the ledger of a middleware and a receiver. What it calls the
+// receiver has no path, as that is the secret of many a webhook. The registry is locked.
+func ledgerFor(name string, u *url.URL) *ledger {
+	key := name + " " + u.String()
+	if l, ok := ledgers[key]; ok {
+		return l
+	}
+	taken := map[string]bool{}
+	for _, l := range ledgers {
+		if l.name == name {
+			taken[l.receiver] = true
+		}
+	}
+	receiver := u.Scheme + "://" + u.Host
+	for n := 2; taken[receiver]; n++ {
+		receiver = fmt.Sprintf("%s://%s#%d", u.Scheme, u.Host, n)
+	}
+	l := newLedger(name, receiver)
+	ledgers[key] = l
+	return l
+}
+
+// budgetFor finds or makes the budget that the pipelines of a middleware have in
+// common. The registry is locked.
+func budgetFor(set *settings) *budget {
+	for _, p := range existing {
+		if p.set.name == set.name && p.set.memoryLimit == set.memoryLimit {
+			return p.budget
+		}
+	}
+	return newBudget(set.memoryLimit)
+}
+
+// lastFiles is what was in the files of a middleware's secrets when all was well with
+// them; nil if there is no such time.
+func lastFiles(name string) map[string]string {
+	registryMu.Lock()
+	defer registryMu.Unlock()
+	for _, p := range existing {
+		if p.set.name == name {
+			return latestSettings(p).files
+		}
+	}
+	return nil
+}
+
+func latestSettings(p *pipeline) *settings {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.latest
+}
+
+// replaceSender makes the pipeline deliver with other secrets.
+func replaceSender(p *pipeline, s *sender) {
+	registryMu.Lock()
+	defer registryMu.Unlock()
+	p.mu.Lock()
+	p.sender = s
+	p.mu.Unlock()
+	noteMarkerKeys()
 }
 
 // isNews says whether the log does not know yet what is wrong with a middleware's
@@ -98,7 +173,7 @@ func isNews(name, text string) bool {
 func noteMarkerKeys() {
 	keys := [][]byte{processKey}
 	for _, p := range existing {
-		keys = append(keys, p.set.secrets...)
+		keys = append(keys, currentSender(p).secrets...)
 	}
 	markerKeys.Store(keys)
 }
@@ -122,9 +197,9 @@ func release(p *pipeline) {
 func retireUnused(p *pipeline) {
 	defer contain()
 	registryMu.Lock()
-	unused := p.leases == 0 && pipelines[p.set.key] == p
+	unused := p.leases == 0 && pipelines[p.to.key] == p
 	if unused {
-		delete(pipelines, p.set.key)
+		delete(pipelines, p.to.key)
 	}
 	registryMu.Unlock()
 	if unused {
@@ -150,14 +225,11 @@ func forget(p *pipeline) {
 	}
 	existing = others
 	noteMarkerKeys()
-	p.mu.Lock()
-	if !p.forgotten {
-		p.forgotten = true
-		p.ledger.past += p.sequence
-	}
-	p.mu.Unlock()
-	if siblings == 0 && ledgers[p.ledger.name] == p.ledger {
-		delete(ledgers, p.ledger.name)
+	retireCounts(p)
+	for key, l := range ledgers {
+		if siblings == 0 && l == p.ledger {
+			delete(ledgers, key)
+		}
 	}
 	if len(existing) == 0 && signals != nil {
 		signal.Stop(signals)
@@ -166,33 +238,98 @@ func forget(p *pipeline) {
 	}
 }
 
-// snapshot is what expvar shows of a middleware: its ledger and the state of its
-// pipelines, of which there is more than one while a replaced one drains.
-func snapshot(l *ledger) map[string]interface{} {
-	registryMu.Lock()
-	defer registryMu.Unlock()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	offered := l.past
-	length, capacity, number := 0, 0, 0
-	var held, limit int64
-	for _, p := range existing {
-		if p.ledger == l {
-			number++
-			offered += p.sequence
-			length += len(p.queue)
-			capacity += p.set.queueSize
-			held += atomic.LoadInt64(&p.budget.held)
-			limit += p.set.memoryLimit
+// retireCounts adds what a pipeline counted to the ledger's past, where late requests
+// are counted, too.
+func retireCounts(p *pipeline) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.forgotten {
+		return
+	}
+	p.forgotten = true
+	l := p.ledger
+	bookEarly(l, p.counts)
+	p.counts.offered = p.sequence
+	l.past.add(p.counts)
+	live := []*counts{}
+	for _, c := range l.live {
+		if c != p.counts {
+			live = append(live, c)
 		}
 	}
-	shown := counts(l, offered)
-	shown["pipelines"] = number
-	shown["queueLength"] = length
-	shown["queueCapacity"] = capacity
-	shown["bytesHeld"] = held
-	shown["memoryLimit"] = limit
-	return shown
+	l.live = live
+	p.counts = l.past
+}
+
+// takeOverview reads the state of the middleware with this name, or of all.
+func takeOverview(name string) *overview {
+	registryMu.Lock()
+	defer registryMu.Unlock()
+	names := map[string]bool{}
+	for _, l := range ledgers {
+		if name == "" || name == l.name {
+			names[l.name] = true
+		}
+	}
+	o := &overview{}
+	for found := range names {
+		o.middlewares = append(o.middlewares, readMiddleware(found))
+	}
+	sort.Slice(o.middlewares, func(i, j int) bool { return o.middlewares[i].name < o.middlewares[j].name })
+	return o
+}
+
+// readMiddleware reads the state of a middleware. The registry is locked.
+func readMiddleware(name string) *middlewareReading {
+	m := &middlewareReading{name: name}
+	var seen []*budget
+	for _, p := range existing {
+		if p.set.name != name {
+			continue
+		}
+		known := false
+		for _, b := range seen {
+			known = known || b == p.budget
+		}
+		if !known {
+			seen = append(seen, p.budget)
+			m.bytesHeld += atomic.LoadInt64(&p.budget.held)
+			m.bytesLimit += p.budget.limit
+			m.memoryLimit += p.set.memoryLimit
+		}
+	}
+	for _, l := range ledgers {
+		if l.name == name {
+			m.receivers = append(m.receivers, readLedger(l))
+		}
+	}
+	sort.Slice(m.receivers, func(i, j int) bool { return m.receivers[i].receiver < m.receivers[j].receiver })
+	return m
+}
+
+// readLedger reads the state of a receiver. What waits is the rest of the second
+// equation, so a lost event would wait for ever. The registry is locked.
+func readLedger(l *ledger) *reading {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := &reading{receiver: l.receiver, breaker: breakerClosed}
+	for _, p := range existing {
+		if p.ledger != l {
+			continue
+		}
+		if !p.forgotten {
+			p.counts.offered = p.sequence
+		}
+		r.pipelines++
+		r.queueLength += len(p.queue)
+		r.queueCapacity += p.set.queueSize
+		r.breaker = p.gate.state // the newest one comes last
+		r.concurrency = p.allowed
+	}
+	c := total(l)
+	r.counts = c
+	r.waiting = c.offered - sum(c.dropped) - c.delivered - sum(c.failed) - c.inFlight
+	return r
 }
 
 // watchSignals makes the pipelines hurry when Traefik is told to end: it lives on
@@ -220,5 +357,8 @@ func awaitSignal(c chan os.Signal) {
 	ending = true
 	for _, p := range existing {
 		p.endPaces()
+		p.mu.Lock()
+		askReport(p)
+		p.mu.Unlock()
 	}
 }

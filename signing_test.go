@@ -58,7 +58,8 @@ func TestPseudonym(t *testing.T) {
 
 // markedBy is a request that a sender with these options marks as its delivery.
 func markedBy(t *testing.T, options opts, age time.Duration) *http.Request {
-	s := newSender(settingsOf(t, options))
+	set := settingsOf(t, options)
+	s := newSender(set, set.targets[0])
 	req := get("/")
 	req.Header = newStamp(s, time.Now().Add(-age).Unix()).header.Clone()
 	return req

@@ -77,7 +77,7 @@ func settingsOf(t testing.TB, options opts) *settings {
 func stillPipeline(t testing.TB, options opts) *pipeline {
 	t.Helper()
 	set := settingsOf(t, options)
-	p := newPipeline(set, newLedger(set.name), 0x01992f5e00c1)
+	p := newPipeline(set, set.targets[0], newLedger(set.name, "http://receiver.test"), newBudget(set.memoryLimit), 0x01992f5e00c1)
 	p.running = set.workers
 	p.room = set.queueSize
 	return p
@@ -87,7 +87,7 @@ func stillPipeline(t testing.TB, options opts) *pipeline {
 func captured(t testing.TB, p *pipeline, req *http.Request, next http.Handler) *capture {
 	t.Helper()
 	waiting := len(p.queue)
-	newMirror(next, p.set, p).ServeHTTP(httptest.NewRecorder(), req)
+	newMirror(next, p.set, []*pipeline{p}).ServeHTTP(httptest.NewRecorder(), req)
 	if got := len(p.queue) - waiting; got != 1 {
 		t.Fatalf("got %d events for one request; want 1", got)
 	}
@@ -167,26 +167,54 @@ func waitFor(t *testing.T, what string, happened func() bool) {
 	}
 }
 
-// tally is the ledger as expvar shows it.
+// tally is the ledger of a receiver as expvar shows it, and what it shows of the
+// middleware.
 type tally struct {
 	Seen, Filtered, SampledOut, Enqueued, Delivered, InFlight, Waiting, Retried uint64
 
 	Dropped, Failed, Truncated map[string]uint64
 
 	Pipelines, QueueLength, QueueCapacity, BytesHeld, MemoryLimit int64
+
+	CircuitBreaker string
+	Concurrency    int
+	Receiver       string `json:"-"`
 }
 
-// tallyOf reads the ledger of the middleware that has the name of the test, and checks
-// that it adds up.
+// tallyOf reads the ledger of the middleware that has the name of the test, and of its
+// only receiver, and checks that it adds up.
 func tallyOf(t testing.TB) tally {
 	t.Helper()
-	shown := struct{ Middlewares map[string]tally }{}
+	all := talliesOf(t)
+	if len(all) > 1 {
+		t.Fatalf("got %d receivers; want one", len(all))
+	}
+	for _, n := range all {
+		return n
+	}
+	return tally{}
+}
+
+// talliesOf reads the ledgers by receiver.
+func talliesOf(t testing.TB) map[string]tally {
+	t.Helper()
+	type middleware struct {
+		BytesHeld, MemoryLimit int64
+		Receivers              map[string]tally
+	}
+	shown := struct{ Middlewares map[string]middleware }{}
 	if err := json.Unmarshal([]byte(expvar.Get("requestmirror").String()), &shown); err != nil {
 		t.Fatalf("got expvar that is no JSON: %v", err)
 	}
 	found := shown.Middlewares[t.Name()]
-	addsUp(t, found)
-	return found
+	out := map[string]tally{}
+	for receiver, n := range found.Receivers {
+		n.BytesHeld = found.BytesHeld
+		n.MemoryLimit = found.MemoryLimit
+		addsUp(t, n)
+		out[receiver] = n
+	}
+	return out
 }
 
 func addsUp(t testing.TB, n tally) {
@@ -300,9 +328,13 @@ func encode(p *pipeline, c *capture, d *delivery) []byte {
 	set.maxAge = math.MaxInt64 // goldens are old
 	p.set = &set
 	p.running = 2 // so that the one that leaves here is not the last
+	p.retired = true
 	p.queue <- c
 	p.queue <- nil
+	p.notices = 1
 	run(&worker{pipe: p})
+	p.notices = 0
+	p.retired = false
 	<-p.queue // its notice to the other
 	d.traceparent = r.header.Get("Traceparent")
 	id := r.header.Get("Webhook-Id")

@@ -3,29 +3,46 @@ package requestmirror
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/rand"
-	"net"
 	"net/http"
+	"sort"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
+	"unicode/utf8"
 )
 
-// worker sees one event after the other through. All is its own goroutine's.
+// worker sees one delivery after the other through. All is its own goroutine's.
 type worker struct {
 	pipe     *pipeline
-	event    *capture // what it is at; nil between events
-	delivery *delivery
-	left     bool // whether it was told to leave
+	taken    []*capture  // out of the queue
+	next     int         // the first of them that is not yet written
+	writing  *capture    // what is being written; nil between events
+	delivery *delivery   // what it is at; nil between deliveries
+	rest     []*delivery // what comes next: parts of a batch that was too large
+	gathers  bool        // whether it is its turn to make batches
+	probe    int         // the number of the probe that the delivery is; 0: none
+	left     bool        // whether there is no more use for it
 }
 
-// delivery is an event on its way.
+// delivery is what one POST carries: an event, a batch of them, or a report.
 type delivery struct {
 	id          string // the same over all attempts: the receiver's idempotency key
-	traceparent string // empty if the request had none
-	payload     []byte
+	traceparent string // empty if the request had none, and of a batch
+	events      []*capture
+	ends        []int // of a batch: where the text of each event ends
+	text        bytes.Buffer
+	payload     []byte // what is sent; nil while it is not all written
 	attempts    int
+	begun       time.Time // of the last attempt
+	packed      bool      // whether gzip was tried
+	compressed  bool      // and was of use
+	open        bool      // whether it is a batch that may take more events
+	earliest    int64     // of a batch: arrival of its oldest event, in microseconds
+	report      string    // what a report says; empty if it is none
 }
 
 // verdict is what one attempt came to. An empty reason is delivered.
@@ -51,123 +68,333 @@ func work(p *pipeline) {
 func run(w *worker) {
 	defer rescue(w)
 	p := w.pipe
-	s := p.sender
+	batched := p.set.batchEvents > 1
+	eventLimit, batchLimit := sizeLimits(p.set)
+	s := currentSender(p)
+	wary := false // whether the next attempt needs a look at the gate
+
+	// For the writing of events.
+	var c *capture
+	var set *settings
+	var known *knownNames
+	var buffer *bytes.Buffer
+	var day, path, query, trace, key, from, instead, method, agent, named, header, plain, cookies string
+	var values []string
+	var random uint64
+	var us, second, released int64
+	var mark, lines, start, bodyAt, bodyEnd, size int
+	var fits bool
+	var cookie *http.Cookie
+	var wanted map[string][]string
+	jar := &http.Request{}
+	var b *body
+	series := rand.Uint64()
+	scratch := &bytes.Buffer{}
+	encoder := json.NewEncoder(scratch)
+	encoder.SetEscapeHTML(false)
+	contexts := map[string]string{} // by remote address, protocol and host
+	wire := bytes.NewBufferString("\r\n")
+	tail := eventTail
+	oldest := p.set.maxAge.Microseconds()
+	if batched {
+		tail += ","
+	}
 	for {
-		if w.event == nil {
-			p.mu.Lock()
-			p.idle++
-			if p.short {
-				staff(p)
-			}
-			p.mu.Unlock()
-			c := <-p.queue
-			p.mu.Lock()
-			p.idle--
-			if c == nil {
-				w.left = leave(p)
-				p.mu.Unlock()
+		d := w.delivery
+		if d == nil && len(w.rest) > 0 {
+			d = w.rest[len(w.rest)-1]
+			w.rest = w.rest[:len(w.rest)-1]
+			w.delivery = d
+			wary = true
+		}
+		if w.next == len(w.taken) && (d == nil || d.open) {
+			if batched {
+				gather(w)
 				if w.left {
 					return
 				}
-				continue
+				d = w.delivery
+			} else {
+				p.mu.Lock()
+				if p.reporting.due {
+					w.delivery = takeReport(p)
+					p.mu.Unlock()
+					wary = true
+					continue
+				}
+				p.idle++
+				if p.short {
+					staff(p)
+				}
+				if p.adaptive != nil && surplus(p) {
+					p.idle--
+					p.mu.Unlock()
+					w.left = true
+					return
+				}
+				p.mu.Unlock()
+				taken := <-p.queue
+				p.mu.Lock()
+				p.idle--
+				if taken == nil {
+					lookUp(w)
+					p.mu.Unlock()
+					if w.left {
+						return
+					}
+					wary = true
+					continue
+				}
+				p.counts.inFlight++
+				if p.short {
+					staff(p)
+				}
+				wary = p.gate.guarded
+				p.mu.Unlock()
+				w.taken = append(w.taken, taken)
+				if wary || time.Since(taken.at) > p.set.maxAge {
+					if !admitted(w) {
+						continue
+					}
+				}
 			}
-			p.ledger.inFlight++
-			if p.short {
-				staff(p)
+		}
+		if d != nil {
+			buffer = &d.text
+			size = buffer.Len()
+		}
+		for w.next < len(w.taken) && (d == nil || d.open) {
+			// What every event has is written in two strokes, see payload.go; what only some
+			// have is looked for here and written elsewhere. Variables are not declared here, as
+			// that would allocate them for each event.
+			c = w.taken[w.next]
+			w.taken[w.next] = nil
+			w.next++
+			w.writing = c
+			if d == nil {
+				d = &delivery{}
+				if batched {
+					d = beginBatch(w)
+				}
+				w.delivery = d
+				buffer = &d.text
+				size = buffer.Len()
+				known = nil // others may have learnt more
 			}
-			cautious := p.cautious
-			p.mu.Unlock()
-			w.event = c
-			w.delivery = &delivery{}
-			if cautious || time.Since(c.at) > p.set.maxAge {
-				if !await(w, 0) {
+			if set != c.set || known == nil {
+				set = c.set
+				known, _ = set.names.known.Load().(*knownNames)
+			}
+			// Knuth's generator; the random part of an id need not be secret (payload.go).
+			series = series*6364136223846793005 + 1442695040888963407
+			random = c.random
+			if random == 0 {
+				random = series
+			}
+			us = c.at.UnixMicro()
+			if us/1e6 != second {
+				second = us / 1e6
+				day = c.at.UTC().Format(secondForm)
+			}
+			path = c.uri
+			query = ""
+			mark = strings.IndexByte(path, '?')
+			if mark >= 0 {
+				query = path[mark+1:]
+				path = path[:mark]
+				if set.queryDefault != modeKeep || set.queryNames.MatchString(query) {
+					query = redactQuery(set, query)
+				}
+			}
+			if path == "" || path[0] != '/' {
+				path = pathOfOther(path)
+			}
+			trace = ""
+			if c.header["Traceparent"] != nil {
+				trace = traceparentOf(c.header)
+				d.traceparent = trace
+				trace = traceField(trace)
+			}
+			key = c.remote + c.proto + c.host
+			from = contexts[key]
+			if from == "" || c.secure != nil || set.trustForwardHeader {
+				from = contextFields(set, c)
+				if len(contexts) == mostRemembered {
+					contexts = map[string]string{}
+				}
+				contexts[key] = from
+			}
+
+			// The header as it goes over the wire becomes JSON by one replacement, if all of its
+			// names are known to be kept and each has one value; anything else takes a loop.
+			agent = ""
+			named = ""
+			cookies = ""
+			wire.Truncate(2)
+			_ = c.header.WriteSubset(wire, known.absent)
+			header = wire.String()
+			lines = strings.Count(header, "\r\n") - 1
+			instead = ""
+			for mark = range known.hidden {
+				values = c.header[known.hidden[mark]]
+				if len(values) != 1 {
+					continue
+				}
+				lines++
+				if known.fields[mark] == hashed {
+					instead += hashedField(set, known.hidden[mark], values[0])
+				} else {
+					instead += known.fields[mark]
+				}
+			}
+			if c.header["Cookie"] != nil {
+				lines++
+				if set.cookieNames != nil {
+					jar.Header = c.header
+					wanted = nil
+					for _, cookie = range jar.Cookies() {
+						if set.cookieNames.MatchString(cookie.Name) {
+							if wanted == nil {
+								wanted = map[string][]string{}
+							}
+							wanted[cookie.Name] = append(wanted[cookie.Name], cookie.Value)
+						}
+					}
+					if wanted != nil {
+						scratch.Reset()
+						_ = encoder.Encode(wanted)
+						cookies = scratch.String()
+						cookies = `,"cookie":` + cookies[:len(cookies)-1]
+					}
+				}
+			}
+			fits = lines == len(c.header) && len(header) > 2
+			if fits {
+				header = known.form.Replace(header[:len(header)-2])
+				fits = !strings.Contains(header, "\r\n")
+			}
+			if fits {
+				header = header[3:] + `"]` + instead
+				// Of the redacted header, so that redaction holds here, too.
+				values = c.header["User-Agent"]
+				if values != nil {
+					agent = values[0]
+					if known.absent["User-Agent"] {
+						agent = veiled(set, "User-Agent", agent)
+					}
+				}
+				values = c.header[set.requestIDKey]
+				if values != nil {
+					named = values[0]
+					if known.absent[set.requestIDKey] {
+						named = veiled(set, set.requestIDKey, named)
+					}
+				}
+			} else {
+				header, agent, named = headerFields(set, c.header)
+				known = nil
+			}
+			method = c.method
+			plain = path + query + method + agent + named
+			if !strconv.CanBackquote(header+plain) || strings.ContainsAny(plain, oddBytes) {
+				header = strings.ToValidUTF8(header, "\ufffd")
+				path = escape(path)
+				query = escape(query)
+				method = escape(method)
+				agent = escape(agent)
+				named = escape(named)
+			}
+			if query != "" {
+				query = `,"query":"` + query + `"`
+			}
+			if agent != "" {
+				agent = `,"user_agent":{"original":"` + agent + `"}`
+			}
+			if named != "" {
+				named = `,"request_id":"` + named + `"`
+			}
+
+			start = size
+			mark, _ = fmt.Fprintf(buffer, p.form, us/1000>>16, us/1000&0xffff, random>>52, random>>38&0x3fff|0x8000, random*spread>>16,
+				path, day, us%1e6, c.sequence, trace, query, from, method, header, cookies)
+			bodyAt = start + mark
+			bodyEnd = bodyAt
+			b = c.body
+			if b != nil && b.cut == "" && b.full == nil && utf8.Valid(b.last) {
+				// What most bodies are: whole, in one piece, and text.
+				scratch.Reset()
+				_ = encoder.Encode(string(b.last))
+				plain = scratch.String()
+				mark, _ = fmt.Fprintf(buffer, bodyForm, plain[:len(plain)-1], b.kept)
+				bodyEnd += mark
+			} else if b != nil {
+				writeBody(buffer, b)
+				bodyEnd = buffer.Len()
+			}
+			mark, _ = fmt.Fprintf(buffer, tail, agent, named, set.attributesField)
+			size = bodyEnd + mark
+			if size-start > eventLimit {
+				c.trimmed = trim(buffer, c.body, start, bodyAt, bodyEnd, eventLimit)
+				size = buffer.Len()
+				if !c.trimmed {
+					buffer.Truncate(start)
+					size = start
+					w.writing = nil
+					giveUp(w, c, verdict{reason: reasonTooLarge, detail: "an event is larger than maxEventSize even without its body"})
 					continue
 				}
 			}
+			w.writing = nil
+			d.events = append(d.events, c)
+			if !batched {
+				d.payload = buffer.Bytes()
+				d.id = string(d.payload[idAt : idAt+idLength])
+				continue
+			}
+			d.ends = append(d.ends, size-1)
+			if d.earliest == 0 || us < d.earliest {
+				d.earliest = us // the queue is not in the order of arrival
+			}
+			if size > batchLimit && len(d.events) > 1 {
+				carryOver(w)
+				d.open = false
+			} else if len(d.events) == p.set.batchEvents || size >= batchLimit {
+				d.open = false
+			}
 		}
-		c := w.event
-		d := w.delivery
+		if w.next == len(w.taken) {
+			w.taken = w.taken[:0]
+			w.next = 0
+		}
+		if d == nil || d.open {
+			continue
+		}
 		if d.payload == nil {
-			// The event is written in two strokes, see payload.go. Each part that a request
-			// may not have is looked for here and made elsewhere.
-			set := c.set
-			// A UUIDv7 (RFC 9562, 5.7). The random part need not be secret, and Go's global
-			// generator is seeded by the system.
-			ms := c.at.UnixMilli()
-			random := rand.Uint64()
-			d.id = fmt.Sprintf(idForm, ms>>16, ms&0xffff, random>>52, random&0x3fff|0x8000, rand.Uint64()>>16)
-			path, query, _ := strings.Cut(c.uri, "?")
-			if !strings.HasPrefix(path, "/") {
-				path = pathOfOther(path)
+			if batched {
+				wary = seal(w)
 			}
-			if query != "" {
-				query = queryField(set, query)
+			if len(d.events) == 0 {
+				fail(w, verdict{}) // nothing of it could be written
+				continue
 			}
-			trace := ""
-			if c.header["Traceparent"] != nil {
-				d.traceparent = traceparentOf(c.header)
-				trace = traceField(d.traceparent)
+		}
+		if d.attempts == 0 && (d.report != "" || batched && (wary || time.Now().UnixMicro()-d.earliest > oldest)) {
+			if !await(w, 0) {
+				continue
 			}
-			peer, digits, _ := net.SplitHostPort(c.remote)
-			port, _ := strconv.Atoi(digits)
-			plain := path + peer
-			if !strconv.CanBackquote(plain) || strings.ContainsAny(plain, oddBytes) {
-				path = escape(path)
-				peer = escape(peer)
-			}
-			client := peer
-			if set.trustForwardHeader {
-				client = forwardedFor(c.header, peer)
-			}
-			header := make(map[string][]string, len(c.header))
-			kept := keptNames(set.names)
-			for name, values := range c.header {
-				lower := kept[name]
-				if lower != "" && len(values) > 0 {
-					header[lower] = values
-				} else if !redactOther(set, header, name, values) {
-					header = redactStrange(set, c.header)
-					break
-				}
-			}
-			data := &wireData{Attributes: set.attributes, HTTP: wireHTTP{Request: wireRequest{Method: c.method, Header: header}}}
-			if set.cookieNames != nil {
-				data.HTTP.Request.Cookie = selectCookies(set, c.header)
-			}
-			if c.body != nil {
-				data.HTTP.Request.Body = encodeBody(c.body)
-			}
-			scheme := "http"
-			if c.secure != nil {
-				scheme = "https"
-				data.TLS = tlsOf(c.secure)
-			}
-			if c.host != "" {
-				data.Server = &wireServer{c.host, ports[scheme]}
-				if strings.IndexByte(c.host, ':') >= 0 {
-					takePort(data.Server)
-				}
-			}
-			// From the redacted header, so that redaction holds here, too.
-			agent := header["user-agent"]
-			if agent != nil {
-				data.UserAgent = &wireUserAgent{agent[0]}
-			}
-			id := header[set.requestID]
-			if id != nil {
-				data.RequestID = id[0]
-			}
-			buffer := &bytes.Buffer{}
-			fmt.Fprintf(buffer, p.form, d.id, path, c.at.UTC().Format(timeForm), c.sequence, trace,
-				scheme, path, query, versions[c.proto], peer, port, client)
-			d.payload = secondStroke(buffer, data)
+			d = w.delivery
+		}
+		if p.set.gzip && !d.packed {
+			pack(d)
 		}
 		d.attempts++
-		now := time.Now().Unix()
+		begun := time.Now()
+		d.begun = begun
+		now := begun.Unix()
 		head, _ := s.stamp.Load().(*stamp)
 		if head.second != now {
-			head = newStamp(s, now)
-			s.stamp.Store(head)
+			s = freshSender(p, now)
+			head, _ = s.stamp.Load().(*stamp)
 		}
 		ctx, cancel := context.WithTimeout(p.life, p.set.timeout)
 		// With a bytes.Reader the transport can send again on a connection that the
@@ -177,15 +404,18 @@ func run(w *worker) {
 			panic(err) // the URL was parsed before
 		}
 		// Set by index, with canonical names: a call costs more.
-		header := head.header.Clone()
-		header["Webhook-Id"] = []string{d.id}
+		marks := head.header.Clone()
+		marks["Webhook-Id"] = []string{d.id}
 		if s.secrets != nil {
-			header["Webhook-Signature"] = []string{sign(s.secrets, d.id, head.timestamp, d.payload)}
+			marks["Webhook-Signature"] = []string{sign(s.secrets, d.id, head.timestamp, d.payload)}
 		}
-		if d.traceparent != "" {
-			header["Traceparent"] = []string{d.traceparent}
+		if d.traceparent != "" && !batched {
+			marks["Traceparent"] = []string{d.traceparent}
 		}
-		req.Header = header
+		if d.compressed {
+			marks["Content-Encoding"] = []string{"gzip"}
+		}
+		req.Header = marks
 		if s.host != "" {
 			req.Host = s.host
 		}
@@ -196,6 +426,7 @@ func run(w *worker) {
 			v := judgeError(ctx, p, err)
 			cancel()
 			goOn(w, v)
+			wary = true
 			continue
 		}
 		// 101 hands over the connection, which has no end to read to.
@@ -206,145 +437,224 @@ func run(w *worker) {
 		if resp.StatusCode < 200 || resp.StatusCode > 299 {
 			_ = resp.Body.Close()
 			goOn(w, judge(resp.StatusCode, resp.Header))
+			wary = true
 			continue
 		}
-		w.event = nil
+		w.delivery = nil
+		took := time.Since(begun).Seconds()
 		p.mu.Lock()
-		p.ledger.delivered++
-		p.ledger.inFlight--
-		c.settled = true
-		if c.body != nil || c.weight > 0 {
-			settleBody(p, c)
+		counts := p.counts
+		counts.attempts[sort.SearchFloat64s(attemptBounds, took)]++
+		counts.seconds += took
+		counts.delivered += uint64(len(d.events))
+		counts.inFlight -= uint64(len(d.events))
+		released = 0
+		for _, c = range d.events {
+			c.settled = true
+			b = c.body
+			if b != nil && c.weight == 0 && b.cut == "" && b.full == nil && !b.shared && !c.trimmed {
+				released += b.charged // what settleBody does with most bodies
+			} else if b != nil || c.weight > 0 {
+				settleBody(p, c)
+			}
+		}
+		if released > 0 {
+			atomic.AddInt64(&p.budget.held, -released)
+		}
+		news := ""
+		if p.gate.guarded || p.adaptive != nil || d.report != "" {
+			news = noteSuccess(w, d)
 		}
 		p.mu.Unlock()
+		if news != "" {
+			logError(news)
+		}
 	}
 }
 
-// goOn decides what follows a failed attempt: the event is tried again after a wait,
+// lookUp does what a worker was notified of. The pipeline is locked.
+func lookUp(w *worker) {
+	p := w.pipe
+	p.notices--
+	if p.reporting.due {
+		w.delivery = takeReport(p)
+	} else if p.retired {
+		w.left = leave(p)
+	} else {
+		w.left = surplus(p)
+		dismiss(p)
+	}
+}
+
+// surplus says whether there are more workers than allowed, one of which then leaves.
+// The pipeline is locked.
+func surplus(p *pipeline) bool {
+	if p.running <= p.allowed || p.retired {
+		return false
+	}
+	p.running--
+	return true
+}
+
+// dismiss has an idle worker leave, if there are more than allowed. The pipeline is
+// locked.
+func dismiss(p *pipeline) {
+	if p.running > p.allowed && p.idle > 0 && len(p.queue) == 0 {
+		notify(p)
+	}
+}
+
+// admitted says whether the event that was taken may be tried at once; it is counted
+// if not.
+func admitted(w *worker) bool {
+	c := w.taken[0]
+	w.taken = w.taken[:0]
+	w.delivery = &delivery{events: []*capture{c}}
+	if !await(w, 0) {
+		return false
+	}
+	w.delivery = nil
+	w.taken = append(w.taken, c)
+	return true
+}
+
+// noteSuccess does what a success seldom has to do, and returns what the log should
+// know. The pipeline is locked.
+func noteSuccess(w *worker, d *delivery) (news string) {
+	p := w.pipe
+	if d.report != "" {
+		p.reporting.told = d.report
+	}
+	if p.gate.guarded {
+		news = passed(w)
+		abandonProbe(w)
+		watch(&p.gate, time.Now())
+	}
+	follow(p, d, false)
+	return news
+}
+
+// follow has the number of workers follow the receiver. The pipeline is locked.
+func follow(p *pipeline, d *delivery, pushedBack bool) {
+	if p.adaptive == nil {
+		return
+	}
+	now := time.Now()
+	adapt(p.adaptive, now, now.Sub(d.begun), p.running-p.idle, pushedBack)
+	p.allowed = p.adaptive.limit
+	staff(p)
+	dismiss(p)
+}
+
+// goOn decides what follows a failed attempt: the delivery is tried again after a wait,
 // up to retry.attempts attempts within maxAge, or it has failed.
 func goOn(w *worker, v verdict) {
 	p := w.pipe
 	d := w.delivery
-	holdBack(p, v)
 	v.detail = fmt.Sprintf("attempt %d of %d: %s", d.attempts, p.set.attempts, v.detail)
-	if !v.retry || d.attempts >= p.set.attempts {
+	noteFailure(w, v)
+	if v.reason == reasonTooLarge && len(d.events) > 1 {
+		split(w)
+		return
+	}
+	if !v.retry || d.attempts >= p.set.attempts || d.report != "" {
 		fail(w, v)
 		return
 	}
-	p.mu.Lock()
-	p.ledger.lastError = v.detail
-	p.mu.Unlock()
 	wait := v.after
 	if wait == 0 {
 		wait = backoff(p.set, d.attempts)
 	}
 	if await(w, wait) {
-		countRetry(p.ledger)
+		p.mu.Lock()
+		p.counts.retried++
+		p.mu.Unlock()
 	}
 }
 
-// await waits before an attempt, for the backoff or as the receiver asked, and says
-// whether there is to be one. If not, the event has failed.
-func await(w *worker, wait time.Duration) bool {
+// noteFailure counts an attempt that failed, and has the gate heed it.
+func noteFailure(w *worker, v verdict) {
 	p := w.pipe
-	deadline := w.event.at.Add(p.set.maxAge)
-	start := time.Now().Add(wait)
-	for {
-		until, gone := heldBack(p)
-		if gone {
-			fail(w, verdict{reason: reasonCircuitOpen, detail: "the receiver answered 410 Gone less than ten minutes ago"})
-			return false
-		}
-		if until.Before(start) {
-			until = start
-		}
-		now := time.Now()
-		if p.pace.Err() != nil {
-			until = now // nobody waits any more
-		}
-		if now.After(deadline) || until.After(deadline) {
-			fail(w, verdict{reason: reasonExpired})
-			return false
-		}
-		if p.life.Err() != nil {
-			fail(w, verdict{reason: reasonRetired})
-			return false
-		}
-		if !until.After(now) {
-			return true
-		}
-		pause(p, until.Sub(now))
+	d := w.delivery
+	took := time.Since(d.begun).Seconds()
+	p.mu.Lock()
+	p.counts.attempts[sort.SearchFloat64s(attemptBounds, took)]++
+	p.counts.seconds += took
+	p.ledger.lastError = v.detail
+	news := heed(w, v)
+	follow(p, d, v.retry)
+	p.mu.Unlock()
+	if news != "" {
+		logError(news)
 	}
 }
 
-// pause waits for d, or until it is of no use to wait: the pipeline ends, or Traefik does.
-func pause(p *pipeline, d time.Duration) {
-	ctx, cancel := context.WithTimeout(p.pace, d)
-	defer cancel()
-	<-ctx.Done()
-}
-
-// heldBack says until when the receiver wants no attempts, and whether it is gone.
-func heldBack(p *pipeline) (until time.Time, gone bool) {
+// fail counts the events of the worker's delivery as failed. A reason without a detail
+// leaves the last error that the log tells as it was, which is why they came so far.
+func fail(w *worker, v verdict) {
+	d := w.delivery
+	w.delivery = nil
+	p := w.pipe
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	now := time.Now()
-	gone = now.Before(p.goneUntil)
-	p.cautious = gone || now.Before(p.pausedTo)
-	return p.pausedTo, gone
+	if v.detail != "" {
+		p.ledger.lastError = v.detail
+	}
+	for _, c := range d.events {
+		settleFailed(p, c, v.reason)
+	}
+	abandonProbe(w)
+	p.mu.Unlock()
 }
 
-// holdBack makes all workers heed what an answer asks for.
-func holdBack(p *pipeline, v verdict) {
-	if v.after == 0 && v.reason != reasonGone {
+// giveUp counts one event as failed.
+func giveUp(w *worker, c *capture, v verdict) {
+	p := w.pipe
+	p.mu.Lock()
+	p.ledger.lastError = v.detail
+	settleFailed(p, c, v.reason)
+	p.mu.Unlock()
+}
+
+// settleFailed counts an event that a worker was at as failed. The pipeline is locked.
+func settleFailed(p *pipeline, c *capture, reason string) {
+	if c.settled {
 		return
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	now := time.Now()
-	if v.reason == reasonGone {
-		p.goneUntil = now.Add(goneFor)
-	}
-	if until := now.Add(v.after); until.After(p.pausedTo) {
-		p.pausedTo = until
-	}
-	p.cautious = true
-}
-
-// fail counts the worker's event as failed. A reason without a detail leaves the last
-// error that the log tells as it was, which is why the event came so far.
-func fail(w *worker, v verdict) {
-	c := w.event
-	w.event = nil
-	p := w.pipe
-	p.mu.Lock()
-	if !c.settled {
-		c.settled = true
-		p.ledger.failed[v.reason]++
-		p.ledger.inFlight--
-		if v.detail != "" {
-			p.ledger.lastError = v.detail
-		}
-		lose(p.ledger)
-		settleBody(p, c)
-	}
-	p.mu.Unlock()
+	c.settled = true
+	p.counts.failed[reason]++
+	p.counts.inFlight--
+	lose(p.ledger)
+	settleBody(p, c)
 }
 
 // settleBody lets go of what an event held that is counted. The pipeline is locked.
 func settleBody(p *pipeline, c *capture) {
-	if c.body != nil && c.body.cut != "" {
-		p.ledger.truncated[c.body.cut]++
+	if c.trimmed && (c.body.cut == "" || c.body.cut == cutLimit) {
+		p.counts.truncated[cutEvent]++
+	} else if c.body != nil && c.body.cut != "" {
+		p.counts.truncated[c.body.cut]++
 	}
-	discharge(p.budget, c)
+	discharge(p, c)
 }
 
-// rescue counts the event of a worker that panicked; the worker goes on.
+// rescue counts what a worker was at that panicked; the worker goes on.
 func rescue(w *worker) {
-	if r := recover(); r != nil {
-		countPanic(r)
-		if w.event != nil {
-			fail(w, verdict{reason: reasonInternal, detail: "a fault of the plugin"})
+	r := recover()
+	if r == nil {
+		return
+	}
+	countPanic(r)
+	v := verdict{reason: reasonInternal, detail: "a fault of the plugin"}
+	d := w.delivery
+	if w.writing != nil {
+		giveUp(w, w.writing, v)
+		w.writing = nil
+		if d != nil && d.open {
+			unwrite(d)
+			return
 		}
+	}
+	if d != nil {
+		fail(w, v)
 	}
 }

@@ -4,9 +4,10 @@
 // into docs/explanation/performance.md. It needs Linux, a Traefik (make traefik) and
 // a machine with nothing else to do.
 //
-//	make bench             all of it, six minutes; updates the page
-//	make bench-quick       a minute, for a first look; prints only
-//	go run ./bench -help   parts of it
+//	make bench                          all of it, ten minutes; updates the page
+//	make bench-quick                    a minute, for a first look; prints only
+//	go run ./bench -only batches,post   one row of the tables for POST; prints only
+//	go run ./bench -help                what else can be left out
 package main
 
 import (
@@ -25,32 +26,55 @@ import (
 // plan is how long the parts take.
 type plan struct {
 	rounds  int
+	turns   int           // into which each load of a round is divided
 	rate    int           // requests per second of the open loop
-	open    time.Duration // of each open loop
+	open    time.Duration // of the open loop in each round, for rows whose cost is looked at
+	aside   time.Duration // and for the others
 	clients int           // of the closed loop
-	closed  time.Duration // of each closed loop
+	closed  time.Duration // of the closed loop in each round
 	memory  time.Duration // of each load whose memory is measured
 	bodies  []int         // bytes of the requests of these loads
+	slow    time.Duration // of each load for a slow receiver
 }
 
 var (
-	full  = plan{rounds: 5, rate: 1000, open: 2 * time.Second, clients: 16, closed: 1200 * time.Millisecond, memory: 5 * time.Second, bodies: []int{0, 1 << 10, 16 << 10, 1 << 20}}
-	quick = plan{rounds: 1, rate: 1000, open: time.Second, clients: 16, closed: 500 * time.Millisecond, memory: time.Second, bodies: []int{1 << 20}}
+	full = plan{
+		rounds: 5, turns: 2, rate: 1000, open: 4 * time.Second, aside: 1500 * time.Millisecond, clients: 16, closed: 1200 * time.Millisecond,
+		memory: 5 * time.Second, bodies: []int{0, 1 << 10, 16 << 10, 1 << 20}, slow: 2 * time.Second,
+	}
+	quick = plan{
+		rounds: 1, turns: 1, rate: 1000, open: time.Second, aside: 500 * time.Millisecond, clients: 16, closed: 400 * time.Millisecond,
+		memory: time.Second, bodies: []int{1 << 20}, slow: time.Second,
+	}
 )
 
 const page = "docs/explanation/performance.md"
 
 func main() {
-	short := flag.Bool("quick", false, "a minute instead of six; numbers are printed and not kept")
-	onlyTraffic := flag.Bool("traffic", false, "CPU, latency and throughput only; numbers are printed and not kept")
-	onlyMemory := flag.Bool("memory", false, "memory only; numbers are printed and not kept")
+	short := flag.Bool("quick", false, "a minute instead of ten; numbers are printed and not kept")
+	only := flag.String("only", "", "some tables and rows; numbers are printed and not kept. Words with commas between them:\n"+selectionHelp)
+	rounds := flag.Int("rounds", 0, "another number of rounds; numbers are printed and not kept")
+	load := flag.Duration("load", 0, "another time for each load of a round at the fixed rate; numbers are printed and not kept")
+	against := flag.String("against", "", "a `directory` with another state of the plugin, which gets rows of its own; numbers are printed and not kept")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	p := full
 	if *short {
 		p = quick
 	}
-	err := measure(ctx, p, *onlyTraffic || !*onlyMemory, *onlyMemory || !*onlyTraffic, !*short && !*onlyTraffic && !*onlyMemory)
+	if *rounds > 0 {
+		p.rounds = *rounds
+	}
+	if *load > 0 {
+		p.open, p.aside = *load, *load
+	}
+	sel, err := parseSelection(*only)
+	if err == nil && *against != "" {
+		sel.against, err = filepath.Abs(*against)
+	}
+	if err == nil {
+		err = measure(ctx, p, sel, flag.NFlag() == 0)
+	}
 	stop()
 	if err != nil {
 		say("%v", err)
@@ -58,9 +82,9 @@ func main() {
 	}
 }
 
-func measure(ctx context.Context, p plan, traffic, memory, keep bool) error {
-	// A load that hangs must not run for ever: this is twice what all should take.
-	ctx, cancel := context.WithTimeout(ctx, 12*time.Minute)
+func measure(ctx context.Context, p plan, sel selection, keep bool) error {
+	// A load that hangs must not run for ever: this is more than twice what all should take.
+	ctx, cancel := context.WithTimeout(ctx, 25*time.Minute)
 	defer cancel()
 	start := time.Now()
 	version, err := traefikVersion()
@@ -87,19 +111,26 @@ func measure(ctx context.Context, p plan, traffic, memory, keep bool) error {
 	}
 	var r report
 	r.place(version, busy, p)
-	if traffic {
-		rounds, err := b.traffic(ctx, p)
+	if sel.rate || sel.full {
+		t, err := b.traffic(ctx, p, sel)
 		if err != nil {
 			return err
 		}
-		r.traffic(rounds, p)
+		r.traffic(t, p)
 	}
-	if memory {
-		table, err := b.memory(ctx, p)
+	if sel.latency {
+		rows, err := b.latency(ctx, p, sel)
 		if err != nil {
 			return err
 		}
-		r.memory(table)
+		r.latency(rows)
+	}
+	if sel.memory || sel.receivers {
+		rows, err := b.memory(ctx, p, sel)
+		if err != nil {
+			return err
+		}
+		r.memory(rows, sel)
 	}
 	fmt.Println(r.String())
 	say("done in %s", time.Since(start).Round(time.Second))

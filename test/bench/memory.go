@@ -5,8 +5,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 )
 
@@ -21,14 +23,22 @@ var patterns = []struct {
 	slow bool
 }{{"32 fast clients", false}, {"500 slow uploads at once", true}}
 
-// growth is the peak memory of two Traefiks under the same load.
+// growth is the peak memory of Traefiks under the same load.
 type growth struct {
-	pattern, body string
-	plain, mirror int64 // bytes of RSS at the peak
+	pattern, body       string
+	plain, mirror, many int64 // bytes of RSS at the peak
 }
 
-// memory measures what a receiver that hangs does to Traefik's memory.
-func (b *bench) memory(ctx context.Context, p plan) ([]growth, error) {
+var (
+	// hanging has the receiver that costs the most memory: it takes everything in and
+	// gives nothing back.
+	hanging = variant{name: "mirrored to a receiver that hangs", through: true, receivers: []string{hangs}}
+	// several shares the memory of one receiver among three of all kinds.
+	several = variant{name: "mirrored to three receivers", through: true, receivers: []string{hangs, down, up}}
+)
+
+// memory measures what receivers that don't work do to Traefik's memory.
+func (b *bench) memory(ctx context.Context, p plan, sel selection) ([]growth, error) {
 	var table []growth
 	for _, pattern := range patterns {
 		for _, size := range p.bodies {
@@ -37,13 +47,18 @@ func (b *bench) memory(ctx context.Context, p plan) ([]growth, error) {
 			}
 			g := growth{pattern: pattern.name, body: bytesText(size)}
 			say("memory: %s, body %s", g.pattern, g.body)
-			var err error
-			if g.plain, err = b.peak(ctx, plain, size, pattern.slow, p.memory); err != nil {
-				return nil, fmt.Errorf("%s, body %s, %s: %w", g.pattern, g.body, plain.name, err)
-			}
-			hanging := variant{through: true, receiver: hangs}
-			if g.mirror, err = b.peak(ctx, hanging, size, pattern.slow, p.memory); err != nil {
-				return nil, fmt.Errorf("%s, body %s, mirrored: %w", g.pattern, g.body, err)
+			for _, part := range []struct {
+				variant
+				wanted bool
+				peak   *int64
+			}{{plain, true, &g.plain}, {hanging, sel.memory, &g.mirror}, {several, sel.receivers, &g.many}} {
+				if !part.wanted {
+					continue
+				}
+				var err error
+				if *part.peak, err = b.peak(ctx, part.variant, size, pattern.slow, p.memory); err != nil {
+					return nil, fmt.Errorf("%s, body %s, %s: %w", g.pattern, g.body, part.name, err)
+				}
 			}
 			table = append(table, g)
 		}
@@ -57,7 +72,8 @@ func (b *bench) peak(ctx context.Context, v variant, size int, slow bool, d time
 	if err != nil {
 		return 0, err
 	}
-	defer func() { _ = t.Stop() }()
+	defer t.stop()
+	unanswered := b.hanging.events.Load()
 	// No warm-up: it would fill the queue with small events, and a request that finds
 	// the queue full is not kept at all.
 	if err := resetPeak(t.PID()); err != nil {
@@ -84,6 +100,13 @@ func (b *bench) peak(ctx context.Context, v variant, size int, slow bool, d time
 	}
 	if err != nil {
 		return 0, err
+	}
+	// A configuration that mirrors nothing needs no memory.
+	if slices.Contains(v.receivers, hangs) && b.hanging.events.Load() == unanswered {
+		return 0, errors.New("nothing arrived at the receiver that hangs")
+	}
+	if slices.Contains(v.receivers, up) && t.receiver.events.Load() == 0 {
+		return 0, errors.New("nothing arrived at the receiver that answers")
 	}
 	return peakRSS(t.PID())
 }

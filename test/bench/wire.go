@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // The load generator, the backend and the receiver share two cores with the
@@ -40,55 +41,96 @@ func (c *conn) exchange(request []byte) error {
 }
 
 func (c *conn) answer() error {
-	first, err := readMessage(c.r)
-	if err == nil && !bytes.HasPrefix(first, []byte("HTTP/1.1 200 ")) {
-		err = fmt.Errorf("answer: %q", first)
+	m, err := readHead(c.r)
+	if err != nil {
+		return err
 	}
+	if !bytes.HasPrefix(m.first, []byte("HTTP/1.1 200 ")) {
+		return fmt.Errorf("answer: %q", m.first)
+	}
+	_, err = c.r.Discard(m.length)
 	return err
 }
 
-// readMessage reads a message to its end and returns the first 32 bytes of it.
-func readMessage(r *bufio.Reader) (first []byte, err error) {
-	length := 0
+// message is what is known of one before its body is read.
+type message struct {
+	first  []byte // of its first line, at most 32 bytes
+	length int    // of its body
+	batch  bool   // whether the body is a batch of events
+}
+
+// readHead reads a message up to its body.
+func readHead(r *bufio.Reader) (m message, err error) {
 	for n := 0; ; n++ {
 		line, err := r.ReadSlice('\n')
 		if err != nil {
-			return nil, err
+			return m, err
 		}
 		name, value, _ := bytes.Cut(bytes.TrimRight(line, "\r\n"), []byte(":"))
 		switch {
 		case n == 0:
-			first = bytes.Clone(line[:min(len(line), 32)])
+			m.first = bytes.Clone(line[:min(len(line), 32)])
 		case len(name) == 0:
-			_, err := r.Discard(length)
-			return first, err
+			return m, nil
 		case bytes.EqualFold(name, []byte("content-length")):
-			if length, err = strconv.Atoi(string(bytes.TrimSpace(value))); err != nil {
-				return nil, err
+			if m.length, err = strconv.Atoi(string(bytes.TrimSpace(value))); err != nil {
+				return m, err
 			}
+		case bytes.EqualFold(name, []byte("content-type")):
+			m.batch = string(bytes.TrimSpace(value)) == "application/cloudevents-batch+json"
 		case bytes.EqualFold(name, []byte("transfer-encoding")):
-			return nil, errors.New("chunked messages are not expected here")
+			return m, errors.New("chunked messages are not expected here")
 		}
 	}
 }
 
-// sink is a server that answers every request with 200, or never when it hangs.
+// eventMark is in each event once: within a value its quotes would be escaped.
+var eventMark = []byte(`"specversion"`)
+
+// countEvents reads a batch to its end and counts its events, without the work of
+// parsing it. What a piece ends with is looked at again with the next one, as a mark
+// may be in both.
+func countEvents(r *bufio.Reader, length int) (events int64, err error) {
+	for {
+		piece, err := r.Peek(min(length, r.Size()))
+		if err != nil {
+			return events, err
+		}
+		events += int64(bytes.Count(piece, eventMark))
+		done := len(piece)
+		if done < length {
+			done -= len(eventMark) - 1
+		}
+		if _, err := r.Discard(done); err != nil || done == length {
+			return events, err
+		}
+		length -= done
+	}
+}
+
+// When a sink answers: after so long, at once, or never.
+const (
+	answers time.Duration = 0
+	never   time.Duration = -1
+)
+
+// sink is a server that answers every request with 200.
 type sink struct {
 	listener net.Listener
-	hangs    bool
-	requests atomic.Int64 // that arrived completely
+	delay    time.Duration // before an answer
+	events   atomic.Int64  // that arrived completely; a request is one, unless it is a batch
 
 	mu     sync.Mutex
 	conns  map[net.Conn]bool
 	closed bool
 }
 
-func newSink(hangs bool) (*sink, error) {
+func newSink(delay time.Duration) (*sink, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	s := &sink{listener: l, hangs: hangs, conns: map[net.Conn]bool{}}
+	s := &sink{listener: l, delay: delay, conns: map[net.Conn]bool{}}
 	go s.accept()
 	return s, nil
 }
@@ -119,20 +161,37 @@ func (s *sink) serve(c net.Conn) {
 		s.mu.Unlock()
 	}()
 	answer := []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nok\n")
-	r := bufio.NewReader(c)
+	r := bufio.NewReaderSize(c, 32<<10)
 	for {
-		if _, err := readMessage(r); err != nil {
+		events, err := readEvents(r)
+		if err != nil {
 			return
 		}
-		s.requests.Add(1)
-		if s.hangs {
+		s.events.Add(events)
+		if s.delay == never {
 			_, _ = io.Copy(io.Discard, r) // until the sender hangs up
 			return
+		}
+		if s.delay > 0 {
+			time.Sleep(s.delay)
 		}
 		if _, err := c.Write(answer); err != nil {
 			return
 		}
 	}
+}
+
+// readEvents reads a request and says how many events it carries.
+func readEvents(r *bufio.Reader) (int64, error) {
+	m, err := readHead(r)
+	if err != nil {
+		return 0, err
+	}
+	if m.batch {
+		return countEvents(r, m.length)
+	}
+	_, err = r.Discard(m.length)
+	return 1, err
 }
 
 func (s *sink) close() {

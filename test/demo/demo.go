@@ -87,7 +87,23 @@ func (d *demo) samples(ctx context.Context) error {
 		return err
 	}
 	d.screen.print("\n%s", d.ledger(ledger))
-	return nil
+	d.screen.print("\n%s", d.screen.dim("── and the receiver is told every few seconds what it ought to have"))
+	return d.waitForReport(waiting, ledger.Delivered)
+}
+
+// waitForReport waits until the receiver was told of so many events.
+func (d *demo) waitForReport(ctx context.Context, want int64) error {
+	for {
+		delivered, changed := d.events.reports()
+		if delivered >= want {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("no report of %d events arrived: %w", want, ctx.Err())
+		}
+	}
 }
 
 // wait waits until the receiver has got so many deliveries.
@@ -209,7 +225,8 @@ func (d *demo) invite() {
   head -c 5000 /dev/urandom | curl %s/upload --data-binary @-
   curl -N %s/stream
 
-A receiver that hangs costs the site nothing; within a minute it catches up:
+A receiver that hangs costs the site nothing. Resumed within ten seconds, it gets
+all; later, the ledger and the report have what was lost, and why:
 
   curl -X POST %s/pause
   curl -w '%%{time_total} s\n' %s/still-fast

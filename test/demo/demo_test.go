@@ -53,6 +53,7 @@ func TestSamples(t *testing.T) {
 		`#7 \S+ GET /socket `,
 		`id \S+ is known`,
 		`ledger seen 8 = delivered 8, nothing lost; retried 1`,
+		`report the plugin says: 8 delivered, 0 under way, none lost; ✓ 8 are here\n`,
 		`The receiver got 8 events in 9 deliveries; it refused 0\.`,
 	} {
 		if !regexp.MustCompile(want).MatchString(got) {
@@ -116,6 +117,7 @@ func TestPauseAndEnd(t *testing.T) {
 	ask("POST", receiver+"/resume")
 	see(`#9 \S+ GET /still-fast `)
 	see(`ledger seen 9 = delivered 9, nothing lost`)
+	see(`report the plugin says: 9 delivered, 0 under way, none lost; ✓ 9 are here\n`)
 	ask("POST", receiver+"/events")
 	see(`refused signature`)
 

@@ -100,6 +100,7 @@ func run(ctx context.Context, c config) (err error) {
 		"maxBodySize":    "1Ki",
 		"signingSecrets": []string{secret},
 		"attributes":     map[string]string{"environment": "demo"},
+		"reportInterval": "3s",
 		"strict":         true,
 	}
 	traefik, err := lab.Start(ctx, setup(front.Addr().String(), "http://"+backend.Addr().String(), options))

@@ -23,10 +23,11 @@ type receiver struct {
 	mu         sync.Mutex
 	seen       map[string]bool // ids
 	deliveries int
+	reported   int64 // events that the last report says were delivered
 	repeated   int
 	refused    int
 	closed     chan struct{} // not nil while paused; closed by resume
-	changed    chan struct{} // closed and replaced at each delivery
+	changed    chan struct{} // closed and replaced at each delivery, of reports, too
 }
 
 func newReceiver(s *screen, secret string) *receiver {
@@ -55,12 +56,19 @@ func (r *receiver) receive(w http.ResponseWriter, req *http.Request) {
 		r.refuse(w, http.StatusUnauthorized, "signature", err)
 		return
 	}
-	e, err := event.FromRequest(req.Header, raw)
+	b, err := event.ReadDelivery(req.Header, raw)
 	if err != nil {
 		r.refuse(w, http.StatusBadRequest, "event", err)
 		return
 	}
-	w.WriteHeader(r.take(e, arrived))
+	status := http.StatusNoContent
+	for _, e := range b.Events {
+		status = r.take(e, arrived)
+	}
+	for _, report := range b.Reports {
+		r.takeReport(report)
+	}
+	w.WriteHeader(status)
 }
 
 func (r *receiver) refuse(w http.ResponseWriter, status int, what string, err error) {
@@ -90,6 +98,41 @@ func (r *receiver) take(e event.Event, arrived time.Time) int {
 		return http.StatusServiceUnavailable
 	}
 	return http.StatusNoContent
+}
+
+// takeReport compares what came with what the plugin says that came.
+func (r *receiver) takeReport(p event.Report) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	defer r.announce()
+	r.reported = p.Delivered
+	var lost int64
+	var reasons []string
+	for _, counts := range []map[string]int64{p.Dropped, p.Failed} {
+		for reason, n := range counts {
+			lost += n
+			reasons = append(reasons, fmt.Sprintf("%d %s", n, reason))
+		}
+	}
+	slices.Sort(reasons)
+	said := fmt.Sprintf("the plugin says: %d delivered, %d under way, ", p.Delivered, p.Waiting+p.InFlight)
+	if lost == 0 {
+		said += "none lost"
+	} else {
+		said += r.screen.red(fmt.Sprintf("%d lost", lost)) + " (" + strings.Join(reasons, ", ") + ")"
+	}
+	here := r.screen.green(fmt.Sprintf("✓ %d are here", len(r.seen)))
+	if int64(len(r.seen)) < p.Delivered {
+		here = r.screen.red(fmt.Sprintf("only %d are here", len(r.seen)))
+	}
+	r.screen.print("%s %s; %s\n", r.screen.bold("report"), said, here)
+}
+
+// reports is how many events the last report says were delivered.
+func (r *receiver) reports() (delivered int64, changed <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.reported, r.changed
 }
 
 // announce wakes who waits for deliveries. The receiver is locked.

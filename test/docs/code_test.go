@@ -1,11 +1,14 @@
 package docs
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"go/format"
 	"go/parser"
 	"go/token"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -32,7 +35,7 @@ func TestEveryEventIsValid(t *testing.T) {
 			return
 		}
 		events++
-		if _, err := event.Parse([]byte(b.text)); err != nil {
+		if _, err := event.Read([]byte(b.text)); err != nil {
 			t.Error(err)
 		}
 	})
@@ -69,6 +72,19 @@ func checkCounters(t *testing.T, p *page, page map[string]any) {
 		t.Fatal(err)
 	}
 	real := counters(t, "counted@file")
+	checkNamesOfCounters(t, p, page, real)
+	receivers, _ := page["receivers"].(map[string]any)
+	if len(receivers) == 0 {
+		t.Fatalf("%s: got no receivers; want one", p.name)
+	}
+	for _, one := range receivers {
+		checkReceiver(t, p, one.(map[string]any), real["receivers"].(map[string]any)["http://127.0.0.1:1"].(map[string]any))
+	}
+}
+
+// checkNamesOfCounters sees to it that a page shows and explains all counters, and no others.
+func checkNamesOfCounters(t *testing.T, p *page, page, real map[string]any) {
+	t.Helper()
 	for name := range real {
 		if page[name] == nil {
 			t.Errorf("%s: got no %s among the counters; want it", p.name, name)
@@ -77,6 +93,16 @@ func checkCounters(t *testing.T, p *page, page map[string]any) {
 			t.Errorf("%s: got no row for %s; want one", p.name, name)
 		}
 	}
+	for name := range page {
+		if real[name] == nil {
+			t.Errorf("%s: got %s among the counters, which the plugin does not have", p.name, name)
+		}
+	}
+}
+
+func checkReceiver(t *testing.T, p *page, page, real map[string]any) {
+	t.Helper()
+	checkNamesOfCounters(t, p, page, real)
 	sum := func(names ...string) (n float64) {
 		for _, name := range names {
 			switch v := page[name].(type) {
@@ -90,9 +116,9 @@ func checkCounters(t *testing.T, p *page, page map[string]any) {
 		}
 		return n
 	}
-	if len(page) != len(real) || sum("seen") != sum("filtered", "sampledOut", "enqueued", "dropped") ||
+	if sum("seen") != sum("filtered", "sampledOut", "enqueued", "dropped") ||
 		sum("enqueued") != sum("delivered", "failed", "waiting", "inFlight") || sum("waiting") != sum("queueLength") {
-		t.Errorf("%s: the counters are not those of the plugin, or do not add up: %v", p.name, page)
+		t.Errorf("%s: the counters do not add up: %v", p.name, page)
 	}
 }
 
@@ -255,7 +281,9 @@ func TestTheHeadersOfADeliveryAreInTheReference(t *testing.T) {
 	}
 	req := httptest.NewRequest("GET", "/", nil)
 	req.Header.Set("Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
-	d := deliver(t, map[string]any{"signingSecrets": []string{aSecret}, "$user": "ada:lovelace@"}, req)
+	req.Header.Set("X-Long", strings.Repeat("long ", 1000)) // worth compressing
+	options := map[string]any{"signingSecrets": []string{aSecret}, "$user": "ada:lovelace@", "compression": "gzip", "requestOrigin": "mirror.example.com"}
+	d := deliver(t, options, req)
 	for name := range d.header {
 		if name != "Content-Length" && !strings.Contains(strings.ToLower(string(text)), "| `"+strings.ToLower(name)+"` |") {
 			t.Errorf("got %s in a delivery, and no row in delivery.md", name)
@@ -266,9 +294,94 @@ func TestTheHeadersOfADeliveryAreInTheReference(t *testing.T) {
 			t.Errorf("got a row for %s in delivery.md, and none in a delivery", row[1])
 		}
 	}
-	if _, err := event.FromRequest(d.header, d.payload); err != nil {
+	if _, err := event.FromRequest(d.header, gunzip(t, d.payload)); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestTheBatchReceiverOnThePageReadsDeliveries runs the function read of the page against
+// deliveries: one event and a batch, compressed and not, and what is not signed.
+func TestTheBatchReceiverOnThePageReadsDeliveries(t *testing.T) {
+	text := ""
+	eachBlock(t, "go", func(t *testing.T, b block) {
+		if strings.Contains(b.text, "cehttp.IsHTTPBatch") {
+			text = b.text
+		}
+	})
+	if text == "" {
+		t.Fatal("got no page with a receiver of batches; want one")
+	}
+	port := freePorts(t, "9000")["9000"]
+	dir := t.TempDir()
+	name := filepath.Join(dir, "main.go")
+	if err := os.WriteFile(name, []byte(strings.Replace(text, `":9000"`, `"127.0.0.1:`+port+`"`, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// Here, and not there, as the module of the tests has what the program imports.
+	program := filepath.Join(dir, "receiver")
+	if out, err := exec.Command("go", "build", "-o", program, name).CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	t.Setenv("MIRROR_SECRET", aSecret)
+	receiver := start(t, dir, program)
+	eventually(t, "the receiver to listen", func() bool {
+		conn, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err == nil
+	})
+
+	long := httptest.NewRequest("GET", "/long", nil)
+	long.Header.Set("X-Long", strings.Repeat("long ", 1000))
+	for _, tc := range []struct {
+		name    string
+		options map[string]any
+		req     *http.Request
+		want    string
+	}{
+		{"one event", map[string]any{}, httptest.NewRequest("GET", "/one", nil), " /one\n"},
+		{"a batch", map[string]any{"batch": map[string]any{"maxEvents": 2}}, httptest.NewRequest("GET", "/batch", nil), " /batch\n"},
+		{"a batch that is compressed", map[string]any{"batch": map[string]any{"maxEvents": 2}, "compression": "gzip"}, long, " /long\n"},
+	} {
+		t.Run(tc.name+" is read", func(t *testing.T) {
+			tc.options["signingSecrets"] = []string{aSecret}
+			d := deliver(t, tc.options, tc.req)
+			if status := forward(t, port, d); status != http.StatusNoContent {
+				t.Errorf("got %d; want 204", status)
+			}
+			eventually(t, "the receiver to print "+tc.want, func() bool { return strings.Contains(receiver.out.String(), tc.want) })
+			d.payload[len(d.payload)-1] ^= 1
+			if status := forward(t, port, d); status != http.StatusUnauthorized {
+				t.Errorf("a changed byte: got %d; want 401", status)
+			}
+		})
+	}
+}
+
+// forward sends a delivery to another receiver.
+func forward(t *testing.T, port string, d delivery) int {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodPost, "http://127.0.0.1:"+port+"/events", bytes.NewReader(d.payload))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = d.header.Clone()
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	return resp.StatusCode
+}
+
+func gunzip(t *testing.T, payload []byte) []byte {
+	t.Helper()
+	z, err := gzip.NewReader(bytes.NewReader(payload))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return readAll(t, z)
 }
 
 // delivery is what a receiver gets.
@@ -281,7 +394,11 @@ type delivery struct {
 func deliver(t *testing.T, options map[string]any, req *http.Request) delivery {
 	t.Helper()
 	got := make(chan delivery, 1)
-	receiver := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
+	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.Method == http.MethodOptions {
+			w.Header().Set("WebHook-Allowed-Origin", "*") // the handshake, if there is one
+			return
+		}
 		var d delivery
 		d.header = req.Header
 		d.payload = readAll(t, req.Body)

@@ -3,15 +3,24 @@ package docs
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
+	"math/big"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"text/template"
+	"time"
 
 	"github.com/mitchellh/mapstructure"
 	"github.com/opencommit/requestmirror"
@@ -30,6 +39,7 @@ const wrong = "# Wrong on purpose."
 type dynamic struct {
 	HTTP *struct {
 		Routers map[string]*struct {
+			EntryPoints []string
 			Middlewares []string
 			Rule        string
 			Service     string
@@ -208,7 +218,7 @@ func resolved(value any) any {
 // the values of its Helm chart, which have the same form.
 func isStatic(tree map[string]any) bool {
 	for key := range tree {
-		if !slices.Contains([]string{"entryPoints", "api", "providers", "experimental", "log"}, key) {
+		if !slices.Contains([]string{"entryPoints", "api", "providers", "experimental", "log", "volumes"}, key) {
 			return false
 		}
 	}
@@ -238,7 +248,7 @@ var next = http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
 
 func checkTaken(t *testing.T, name string, options map[string]any) {
 	t.Helper()
-	config, err := decode(options)
+	config, err := decode(withFiles(t, options))
 	if err != nil {
 		t.Errorf("%s: %v", name, err)
 		return
@@ -247,9 +257,80 @@ func checkTaken(t *testing.T, name string, options map[string]any) {
 	handler, err := requestmirror.New(canceled(t), next, config, name)
 	if err != nil {
 		t.Error(err)
-	} else if _, ok := handler.(*requestmirror.Mirror); !ok {
+	} else if _, ok := handler.(*requestmirror.Mirror); !ok && config.MetricsPath == nil {
 		t.Errorf("%s: nothing is mirrored; got %T", name, handler)
 	}
+}
+
+// withFiles has files of its own where the options name some, with what is to be in them.
+func withFiles(t *testing.T, options map[string]any) map[string]any {
+	t.Helper()
+	cert, key := certificate(t)
+	contents := map[string]string{
+		"watchURL": "https://receiver.example.com/events", "watchURLs": "https://other.example.com/events",
+		"signingSecrets": aSecret, "ca": cert, "cert": cert, "key": key,
+	}
+	dir := t.TempDir()
+	var moved func(option string, value any) any
+	moved = func(option string, value any) any {
+		switch v := value.(type) {
+		case string:
+			path, named := strings.CutPrefix(v, "file:")
+			if !named && !(strings.HasPrefix(v, "/") && (option == "ca" || option == "cert" || option == "key")) {
+				return v
+			}
+			if !strings.HasPrefix(path, "/run/secrets/") && !strings.HasPrefix(path, "/etc/mirror/") {
+				t.Errorf("%s: got the file %s; want one in /run/secrets or /etc/mirror", option, path)
+			}
+			content := contents[option]
+			if content == "" {
+				content = "a long random text"
+			}
+			name := filepath.Join(dir, strings.ReplaceAll(path, "/", "-"))
+			if err := os.WriteFile(name, []byte(content+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return strings.TrimSuffix(v, path) + name
+		case []any:
+			list := []any{}
+			for _, one := range v {
+				list = append(list, moved(option, one))
+			}
+			return list
+		case map[string]any:
+			return withEach(v, moved)
+		}
+		return value
+	}
+	return withEach(options, moved)
+}
+
+func withEach(options map[string]any, change func(option string, value any) any) map[string]any {
+	out := map[string]any{}
+	for option, value := range options {
+		out[option] = change(option, value)
+	}
+	return out
+}
+
+// certificate is one that is signed by itself, and its key, in PEM.
+func certificate(t *testing.T) (cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	form := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	signed, err := x509.CreateCertificate(rand.Reader, form, form, &private.PublicKey, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: signed})),
+		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}))
 }
 
 // canceled is the context of a test that lets go of pipelines at its end.

@@ -85,13 +85,15 @@ func TestTheTutorial(t *testing.T) {
 	})
 	var vars struct {
 		Requestmirror struct {
-			Middlewares map[string]struct{ Failed map[string]int }
+			Middlewares map[string]struct {
+				Receivers map[string]struct{ Failed map[string]int }
+			}
 		}
 	}
 	if err := json.Unmarshal([]byte(get("http://127.0.0.1:"+ports["8080"]+"/debug/vars")), &vars); err != nil {
 		t.Fatal(err)
 	}
-	if got := vars.Requestmirror.Middlewares["mirror@file"].Failed["network_error"]; got != 1 {
+	if got := vars.Requestmirror.Middlewares["mirror@file"].Receivers["http://127.0.0.1:"+ports["9000"]].Failed["network_error"]; got != 1 {
 		t.Errorf("failed.network_error: got %d; want 1", got)
 	}
 }

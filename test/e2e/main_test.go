@@ -184,9 +184,9 @@ func (s *site) expectNoPanic(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	} else if c.Panics != 0 {
-		t.Errorf("panics inside the plugin: got %d; want 0; see Traefik's log:\n%s", c.Panics, logged(s.world, "internal error"))
+		t.Errorf("panics inside the plugin: got %d; want 0; see Traefik's log:\n%.2000s", c.Panics, logged(s.world, "internal error"))
 	}
-	if l, ok := c.Middlewares[s.name+"@file"]; ok {
+	for _, l := range c.Middlewares[s.name+"@file"].Receivers {
 		if err := l.Check(); err != nil {
 			t.Error(err)
 		}
@@ -299,6 +299,96 @@ func read(t *testing.T, a lab.Attempt) event.Event {
 		t.Fatalf("delivery: %v\n%s", err, a.Body)
 	}
 	return e
+}
+
+// events reads deliveries of events as a receiver would: packed or not, in batches or
+// each by itself, in the order in which they came.
+func events(t *testing.T, attempts []lab.Attempt) []event.Event {
+	t.Helper()
+	var all []event.Event
+	for _, a := range attempts {
+		payload, err := a.Payload()
+		if err != nil {
+			t.Fatalf("delivery: %v", err)
+		}
+		b, err := event.ReadDelivery(a.Header, payload)
+		if err != nil {
+			t.Fatalf("delivery: %v\n%s", err, payload)
+		}
+		all = append(all, b.Events...)
+	}
+	return all
+}
+
+// taken are the attempts that were answered with a success.
+func taken(attempts []lab.Attempt) []lab.Attempt {
+	return slices.DeleteFunc(attempts, func(a lab.Attempt) bool { return a.Answer/100 != 2 })
+}
+
+// requestOf is the id of the request that an event is of.
+func requestOf(e event.Event) string {
+	return strings.Join(e.Header[strings.ToLower(lab.RequestHeader)], ",")
+}
+
+// expectNumbers wants the events, in whatever order, to be numbered from 1 to n under
+// one boot, each number once.
+func expectNumbers(t *testing.T, what string, all []event.Event, n int64) {
+	t.Helper()
+	boots, numbers := map[string]bool{}, map[int64]int{}
+	for _, e := range all {
+		boots[e.Boot] = true
+		numbers[e.Sequence]++
+		if e.Sequence < 1 || e.Sequence > n {
+			t.Errorf("%s: got number %d; want 1 to %d", what, e.Sequence, n)
+		}
+	}
+	if len(boots) > 1 {
+		t.Errorf("%s: got %d boots; want one", what, len(boots))
+	}
+	if int64(len(all)) != n || int64(len(numbers)) != n {
+		t.Errorf("%s: got %d events with %d numbers; want 1 to %d", what, len(all), len(numbers), n)
+	}
+}
+
+// aReceiver is one more receiver for a test.
+func aReceiver(t *testing.T) *lab.Receiver {
+	t.Helper()
+	r, err := lab.NewReceiver()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	return r
+}
+
+// origin is what the counters call a receiver.
+func origin(r *lab.Receiver) string { return strings.TrimSuffix(r.URL, "/events") }
+
+// ledgers are those of now by receiver, which must add up.
+func (s *site) ledgers(t *testing.T) map[string]lab.Ledger {
+	t.Helper()
+	all, err := s.world.traefik.Ledgers(soon(t), s.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// settleAll waits until nothing is on its way to any of the receivers, each of which
+// has seen n requests.
+func (s *site) settleAll(t *testing.T, n int64) map[string]lab.Ledger {
+	t.Helper()
+	var all map[string]lab.Ledger
+	await(t, fmt.Sprintf("all receivers to see %d and settle", n), func() (bool, any, error) {
+		var err error
+		all, err = s.world.traefik.Ledgers(soon(t), s.name)
+		settled := len(all) > 0
+		for _, l := range all {
+			settled = settled && l.Settled() && l.Seen >= n
+		}
+		return settled, all, err
+	})
+	return all
 }
 
 // settle waits until the mirror has seen n requests and none is on its way.

@@ -197,7 +197,7 @@ func (s *stand) prepare(state string) {
 				taken = true
 			case <-time.After(20 * time.Millisecond):
 				if time.Now().After(deadline) {
-					s.tb.Fatalf("no event of %s comes to the receiver; ledger: %s", s.names[i], globals().Middlewares[s.names[i]])
+					s.tb.Fatalf("no event of %s comes to the receiver; ledger: %s", s.names[i], globals().Middlewares[s.names[i]].only())
 				}
 			}
 		}
@@ -223,7 +223,8 @@ func (s *stand) clear() {
 		left := int64(0)
 		all := globals().Middlewares
 		for _, name := range s.names {
-			left += all[name].Waiting + all[name].InFlight
+			l := all[name].only()
+			left += l.Waiting + l.InFlight
 		}
 		if left == 0 {
 			return

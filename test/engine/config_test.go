@@ -67,6 +67,31 @@ func TestConfig(t *testing.T) {
 		{"requestID", "requestID: 'X A'", `"x a"`},
 		{"trustForwardHeader", "trustForwardHeader: 2", "2"},
 		{"enabled", "enabled: maybe", `"maybe"`},
+		{"watchURLs[1]", "watchURLs: [http://a.example/, b.example]", `"b.example"`},
+		{"watchURLs[0]", "watchURL: http://a.example/\nwatchURLs: [http://a.example/]", "given twice"},
+		{"watchURLs[0]", "watchURLs: ['file:/no/such/file']", "/no/such/file"},
+		{"hashKey", "hashKey: 'file:/no/such/file'", "/no/such/file"},
+		{"signingSecrets[0]", "signingSecrets: ['file:/no/such/file']", "/no/such/file"},
+		{"customRequestHeaders.X-Token", "customRequestHeaders: {X-Token: 'file:/no/such/file'}", "/no/such/file"},
+		{"customRequestHeaders.Content-Encoding", "customRequestHeaders: {Content-Encoding: gzip}", ""},
+		{"batch", "batch: 100", "100"},
+		{"batch.maxEvents", "batch: {maxEvents: 0}", "0"},
+		{"batch.maxEvents", "batch: {maxEvents: 10001}", "10001"},
+		{"batch.maxSize", "batch: {maxSize: 10}", "10"},
+		{"batch.flushInterval", "batch: {flushInterval: 0}", "0"},
+		{"compression", "compression: brotli", `"brotli"`},
+		{"maxEventSize", "maxEventSize: 10", "10"},
+		{"maxEventSize", "maxEventSize: small", `"small"`},
+		{"circuitBreaker", "circuitBreaker: 'on'", `"on"`},
+		{"circuitBreaker.failures", "circuitBreaker: {failures: -1}", "-1"},
+		{"circuitBreaker.openFor", "circuitBreaker: {openFor: a while}", `"a while"`},
+		{"reportInterval", "reportInterval: often", `"often"`},
+		{"reportInterval", "reportInterval: 25h", `"25h"`},
+		{"requestOrigin", "requestOrigin: a b", `"a b"`},
+		{"requestOrigin", "requestOrigin: 'https://mirror.example.com'", `"https://mirror.example.com"`},
+		{"metricsPath", "metricsPath: metrics", `"metrics"`},
+		{"workers", "workers: many", `"many"`},
+		{"tls.cert", "tls: {cert: '/no/such/file', key: '/no/such/file'}", ""},
 	}
 	var table []scenario
 	for _, b := range bad {
@@ -146,6 +171,15 @@ func TestConfig(t *testing.T) {
 			problem: []string{"timeout: ", "workers: ", "headers.defaultMode: ", "overflow: ", "wokers: ", "workers"}, do: func(c *run) {
 				c.eq("the next handler itself", unwrap(c.handler) == any(c.next), true)
 				c.eq("answer", c.send("POST", "/", lorem).body, "backend")
+			}},
+		{name: "every problem of the delivery is told at once, and no secret", secret: []string{"s3cr3t"},
+			config: "{watchURLs: ['https://ok.example/', 'nothing://user:s3cr3t@b.example/'], batch: {maxEvents: 0, maxSize: 1}, circuitBreaker: {openFor: soon}, reportInterval: often, metricsPath: metrics, workers: many, maxEventSize: 10, compression: zip, requestOrigin: a b, hashKey: 'file:/no/such/key', signingSecrets: [s3cr3t], customRequestHeaders: {X-Token: 'file:/no/such/token', X-B: \"s3cr3t\\nX: y\"}, tls: {key: s3cr3t, cert: s3cr3t}, circuitBraker: {failures: 1}}",
+			problem: []string{"\n  watchURLs[1]: ", "\n  batch.maxEvents: 0, want ", "\n  batch.maxSize: 1, want ", "\n  circuitBreaker.openFor: \"soon\", want ", "\n  reportInterval: \"often\", want ", "\n  metricsPath: \"metrics\", want ", "\n  workers: \"many\", want ", "auto",
+				"\n  maxEventSize: 10, want ", "\n  compression: \"zip\", want ", "\n  requestOrigin: \"a b\", want ", "\n  hashKey: ", "/no/such/key", "\n  signingSecrets[0]: ", "\n  customRequestHeaders.X-Token: ", "/no/such/token", "\n  customRequestHeaders.X-B: ", "\n  tls.cert: ", "\n  tls.key: ", "circuitBraker", "circuitBreaker"},
+			do: func(c *run) {
+				c.eq("the next handler itself", unwrap(c.handler) == any(c.next), true)
+				c.eq("answer", c.send("POST", "/", lorem).body, "backend")
+				c.eq("messages", len(c.logged("")), 1)
 			}},
 		{name: "strict refuses a bad configuration with every problem at once", config: "-", do: func(c *run) {
 			_, _, err := c.newRouter("{strict: true, timeout: soon, workers: 0, headers: {defaultMod: keep}}")

@@ -117,7 +117,7 @@ func TestDelivery(t *testing.T) {
 			c.eq("attempts", len(c.recv.deliveries()), 3)
 		}},
 		{name: "one attempt means no retry", config: "retry: {attempts: 1}", answers: statuses(429), want: "seen=1 enqueued=1 failed.rejected=1", do: func(c *run) { c.get("/") }},
-		{name: "410 keeps later events away from the receiver", config: "workers: 1", answers: statuses(410), want: "seen=4 enqueued=4 failed.circuit_open=3 failed.gone=1", do: func(c *run) {
+		{name: "410 keeps later events away from the receiver", config: "workers: 1", answers: statuses(410), want: "seen=4 dropped.circuit_open=3 enqueued=1 failed.gone=1", do: func(c *run) {
 			c.get("/")
 			c.settled()
 			for range 3 {

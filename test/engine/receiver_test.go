@@ -1,12 +1,16 @@
 package engine
 
 import (
+	"bytes"
+	"compress/gzip"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"sync"
 	"time"
+
+	"github.com/opencommit/requestmirror/test/event"
 )
 
 // answer is what the scripted receiver does with one delivery.
@@ -19,6 +23,11 @@ type answer struct {
 	endless bool // the answer's body has no end
 }
 
+// consent is an answer that agrees to a handshake.
+func consent(origin, rate string) answer {
+	return answer{header: http.Header{"Webhook-Allowed-Origin": {origin}, "Webhook-Allowed-Rate": {rate}}}
+}
+
 // delivery is one attempt as the receiver saw it.
 type delivery struct {
 	at       time.Time
@@ -27,8 +36,10 @@ type delivery struct {
 	proto    string
 	remote   string
 	header   http.Header
-	raw      []byte
-	accepted bool // 2xx was sent while the sender still listened
+	raw      []byte // as it was sent and signed
+	plain    []byte // raw, decompressed
+	client   string // common name of the sender's certificate
+	accepted bool   // 2xx was sent while the sender still listened
 }
 
 // receiver answers deliveries in the order of the script; its last answer is
@@ -38,13 +49,19 @@ type receiver struct {
 	released chan struct{}
 	once     sync.Once
 
-	mu     sync.Mutex
-	script []answer
-	got    []*delivery
-	conns  int // open connections
+	// Set before it is started.
+	choose   func(delivery) answer // instead of the script
+	consents []answer              // to OPTIONS, like the script; none: 204, which is no consent
+
+	mu      sync.Mutex
+	script  []answer
+	got     []*delivery
+	reports []*delivery // answered with 204, and no part of the script
+	asked   []*delivery // OPTIONS
+	conns   int         // open connections
 }
 
-func newReceiver(script []answer, secure bool) *receiver {
+func newReceiver(script []answer, secure bool, options ...func(*receiver)) *receiver {
 	r := &receiver{script: script, released: make(chan struct{})}
 	r.Server = httptest.NewUnstartedServer(r)
 	r.Config.ErrorLog = quiet
@@ -57,6 +74,9 @@ func newReceiver(script []answer, secure bool) *receiver {
 		case http.StateClosed, http.StateHijacked:
 			r.conns--
 		}
+	}
+	for _, option := range options {
+		option(r)
 	}
 	if secure {
 		r.EnableHTTP2 = true
@@ -72,20 +92,37 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if err != nil {
 		return // The sender gave up while sending: nothing was delivered.
 	}
-	d := &delivery{at: time.Now(), method: req.Method, path: req.RequestURI, proto: req.Proto, remote: req.RemoteAddr, header: req.Header.Clone(), raw: raw}
-	r.mu.Lock()
-	a := answer{}
-	if len(r.script) > 0 {
-		a = r.script[0]
+	d := &delivery{at: time.Now(), method: req.Method, path: req.RequestURI, proto: req.Proto, remote: req.RemoteAddr, header: req.Header.Clone(), raw: raw, plain: raw}
+	if req.TLS != nil && len(req.TLS.PeerCertificates) > 0 {
+		d.client = req.TLS.PeerCertificates[0].Subject.CommonName
 	}
-	if len(r.script) > 1 {
-		r.script = r.script[1:]
+	if d.header.Get("Content-Encoding") == "gzip" {
+		if d.plain, err = unzip(raw); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+	}
+	r.mu.Lock()
+	a := answer{status: http.StatusNoContent}
+	switch {
+	case req.Method == http.MethodOptions:
+		r.asked = append(r.asked, d)
+		a, r.consents = following(r.consents)
+	case event.IsReport(d.plain):
+		r.reports = append(r.reports, d)
+	default:
+		r.got = append(r.got, d)
+		if r.choose == nil {
+			a, r.script = following(r.script)
+		}
+	}
+	r.mu.Unlock()
+	if r.choose != nil && req.Method != http.MethodOptions && !event.IsReport(d.plain) {
+		a = r.choose(*d)
 	}
 	if a.status == 0 {
 		a.status = http.StatusNoContent
 	}
-	r.got = append(r.got, d)
-	r.mu.Unlock()
 
 	if a.cut {
 		panic(http.ErrAbortHandler)
@@ -116,6 +153,25 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
+// following is the next answer of a script, and the rest of it.
+func following(script []answer) (answer, []answer) {
+	if len(script) == 0 {
+		return answer{}, nil
+	}
+	if len(script) == 1 {
+		return script[0], script
+	}
+	return script[0], script[1:]
+}
+
+func unzip(raw []byte) ([]byte, error) {
+	z, err := gzip.NewReader(bytes.NewReader(raw))
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(z)
+}
+
 // release answers all that hang.
 func (r *receiver) release() { r.once.Do(func() { close(r.released) }) }
 
@@ -125,11 +181,18 @@ func (r *receiver) open() int {
 	return r.conns
 }
 
-func (r *receiver) deliveries() []delivery {
+func (r *receiver) deliveries() []delivery { return r.copies(&r.got) }
+
+// told are the deliveries of reports.
+func (r *receiver) told() []delivery { return r.copies(&r.reports) }
+
+func (r *receiver) handshakes() []delivery { return r.copies(&r.asked) }
+
+func (r *receiver) copies(list *[]*delivery) []delivery {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	out := make([]delivery, len(r.got))
-	for i, d := range r.got {
+	out := make([]delivery, len(*list))
+	for i, d := range *list {
 		out[i] = *d
 	}
 	return out

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"reflect"
+	"regexp"
 	"sort"
 	"strconv"
 	"strings"
@@ -35,8 +36,10 @@ type scenario struct {
 	name    string   // what happens, as a sentence
 	config  string   // YAML, or JSON when it starts with {"; $URL is the receiver, and the default watchURL
 	answers []answer // of the receiver; none: 204
-	tls     bool     // the client speaks HTTP/2 over TLS
-	secure  bool     // the receiver has a certificate that nobody knows
+	also    []also   // more receivers, which are $URL2, $URL3 …
+	prepare func(*receiver)
+	tls     bool // the client speaks HTTP/2 over TLS
+	secure  bool // the receiver has a certificate that nobody knows
 	do      func(*run)
 	want    string   // the ledger at the end, complete; "*": any that adds up
 	secret  []string // what must be in no event and no log line
@@ -44,6 +47,12 @@ type scenario struct {
 	problem []string
 	loose   bool // answers and timeouts overlap: an answer may be sent that nobody reads any more
 	strict  bool // a problem is returned, so it is counted but not logged
+}
+
+// also is one more receiver of a scenario, and the ledger that it has at the end.
+type also struct {
+	answers []answer
+	want    string
 }
 
 // run is a scenario that is executed on one engine: a client, a server with the
@@ -55,13 +64,16 @@ type run struct {
 	name   string // of the middleware
 	next   *next
 	recv   *receiver
+	more   []*receiver // of the scenario's also
 	front  *httptest.Server
 	client *http.Client
 	ends   []context.CancelFunc
 
 	backend http.HandlerFunc       // set it before the first request
-	parsed  map[string]event.Event // by id; the test's goroutine reads and writes it
+	parsed  map[string]event.Batch // by payload; the test's goroutine reads and writes it
 	gone    bool                   // the case ends without a pipeline, and so without counters
+	errMark int                    // where its part of the log begins
+	dir     string                 // of the files that the case writes
 
 	sent   atomic.Int64 // requests on their way to the middleware
 	served atomic.Int64 // requests the middleware has returned from
@@ -170,7 +182,15 @@ func runParallel(t *testing.T, table []scenario) {
 }
 
 func runScenario(t *testing.T, eng *engine, sc *scenario) {
-	c := &run{T: t, eng: eng, sc: sc, name: fmt.Sprintf("%s-%d@file", eng.name, serial.Add(1)), recv: newReceiver(sc.answers, sc.secure), parsed: map[string]event.Event{}}
+	c := &run{T: t, eng: eng, sc: sc, name: fmt.Sprintf("%s-%d@file", eng.name, serial.Add(1)), parsed: map[string]event.Batch{}}
+	var options []func(*receiver)
+	if sc.prepare != nil {
+		options = append(options, sc.prepare)
+	}
+	c.recv = newReceiver(sc.answers, sc.secure, options...)
+	for _, other := range sc.also {
+		c.more = append(c.more, newReceiver(other.answers, false))
+	}
 	c.next = &next{c}
 	c.backend = c.readAll
 	c.front = httptest.NewUnstartedServer(c)
@@ -187,18 +207,23 @@ func runScenario(t *testing.T, eng *engine, sc *scenario) {
 	c.client.Transport.(*http.Transport).DisableCompression = true
 	c.client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-	errMark, debugMark, before := eng.errors.len(), eng.debug.len(), globals()
+	debugMark, before := eng.debug.len(), globals()
+	c.errMark = eng.errors.len()
 	t.Cleanup(func() {
 		if !t.Failed() {
-			c.finish(before, errMark, debugMark)
+			c.finish(before, debugMark)
 		}
-		c.recv.release() // After the look at what was accepted: nobody listens any more.
+		for _, r := range c.receivers() {
+			r.release() // After the look at what was accepted: nobody listens any more.
+		}
 		for _, end := range c.ends {
 			end()
 		}
 		c.client.CloseIdleConnections()
 		c.front.Close()
-		c.recv.Close()
+		for _, r := range c.receivers() {
+			r.Close()
+		}
 	})
 	if sc.config != "-" {
 		c.use(c.mustNew(sc.config))
@@ -206,9 +231,14 @@ func runScenario(t *testing.T, eng *engine, sc *scenario) {
 	sc.do(c)
 }
 
+func (c *run) receivers() []*receiver { return append([]*receiver{c.recv}, c.more...) }
+
 // decode reads a configuration as a provider does: a map of what YAML or JSON holds.
 func (c *run) decode(text string) map[string]any {
 	c.Helper()
+	for i, r := range c.more {
+		text = strings.ReplaceAll(text, fmt.Sprintf("$URL%d", i+2), r.URL)
+	}
 	text = strings.ReplaceAll(text, "$URL", c.recv.URL)
 	text = strings.ReplaceAll(text, "$HOST", strings.TrimPrefix(c.recv.URL, "http://"))
 	m := map[string]any{}
@@ -356,16 +386,19 @@ func (c *run) passed() []*passage {
 	return append([]*passage(nil), c.passages...)
 }
 
-// settled waits until nothing is on its way any more.
+// settled waits until nothing is on its way any more, to whichever receiver.
 func (c *run) settled() ledger {
 	c.Helper()
 	c.passed()
-	var l ledger
 	c.until("every event has an outcome", func() bool {
-		l = c.ledger()
-		return l.Waiting == 0 && l.InFlight == 0
+		for _, l := range c.ledgers() {
+			if l.Waiting != 0 || l.InFlight != 0 {
+				return false
+			}
+		}
+		return true
 	})
-	return l
+	return c.ledger()
 }
 
 // attempts waits for n deliveries, successful or not.
@@ -378,14 +411,20 @@ func (c *run) attempts(n int) []delivery {
 // events waits for n different events and returns them in the order of their sequence.
 func (c *run) events(n int) []event.Event {
 	c.Helper()
+	return c.eventsAt(c.recv, n)
+}
+
+func (c *run) eventsAt(r *receiver, n int) []event.Event {
+	c.Helper()
+	var out []event.Event
 	c.until(strconv.Itoa(n)+" events", func() bool {
-		ids := map[string]bool{}
-		for _, d := range c.recv.deliveries() {
-			ids[d.header.Get("Webhook-Id")] = true
+		if len(r.deliveries()) == 0 {
+			return n == 0
 		}
-		return len(ids) >= n
+		out = c.read(r.deliveries())
+		return len(out) >= n
 	})
-	return c.read(c.recv.deliveries())
+	return out
 }
 
 func (c *run) event() event.Event {
@@ -393,31 +432,45 @@ func (c *run) event() event.Event {
 	return c.events(1)[0]
 }
 
-// read parses what was delivered, once per event.
+// batch reads one delivery, of one event or more.
+func (c *run) batch(d delivery) []event.Event {
+	c.Helper()
+	key := d.header.Get("Content-Type") + string(d.plain)
+	b, known := c.parsed[key]
+	if !known {
+		var err error
+		switch {
+		case d.header.Get("Content-Type") == event.ContentType:
+			var e event.Event
+			e, err = event.FromRequest(d.header, d.plain)
+			b.Events = []event.Event{e}
+		case d.header.Get("Content-Type") != "application/json":
+			b, err = event.ReadDelivery(d.header, d.plain)
+		case bytes.HasPrefix(d.plain, []byte("[")):
+			b, err = event.ReadBatch(d.plain)
+		default:
+			b, err = event.Read(d.plain)
+		}
+		if err != nil {
+			c.Fatalf("delivery: %v\n%s", err, show(d.plain))
+		}
+		c.parsed[key] = b
+	}
+	return b.Events
+}
+
+// read parses what was delivered, each event once.
 func (c *run) read(all []delivery) []event.Event {
 	c.Helper()
 	var out []event.Event
 	seen := map[string]bool{}
 	for _, d := range all {
-		id := d.header.Get("Webhook-Id")
-		if seen[id] {
-			continue
-		}
-		seen[id] = true
-		e, known := c.parsed[id]
-		if !known {
-			var err error
-			if d.header.Get("Content-Type") == "application/json" {
-				e, err = event.Parse(d.raw)
-			} else {
-				e, err = event.FromRequest(d.header, d.raw)
+		for _, e := range c.batch(d) {
+			if !seen[e.ID] {
+				seen[e.ID] = true
+				out = append(out, e)
 			}
-			if err != nil {
-				c.Fatalf("delivery: %v\n%s", err, show(d.raw))
-			}
-			c.parsed[id] = e
 		}
-		out = append(out, e)
 	}
 	sort.Slice(out, func(i, j int) bool {
 		if out[i].Boot != out[j].Boot {
@@ -475,16 +528,39 @@ type ledger struct {
 	Truncated  counters `json:"truncated"`
 	QueueLen   int64    `json:"queueLength"`
 	QueueCap   int64    `json:"queueCapacity"`
-	Held       int64    `json:"bytesHeld"`
-	Limit      int64    `json:"memoryLimit"`
 	Pipelines  int64    `json:"pipelines"`
+	Breaker    string   `json:"circuitBreaker"`
+	Workers    int64    `json:"concurrency"`
+
+	Held  int64 `json:"-"` // of the middleware
+	Limit int64 `json:"-"`
 }
 
 type published struct {
-	ConfigErrors int64             `json:"configErrors"`
-	Panics       int64             `json:"panics"`
-	Middlewares  map[string]ledger `json:"middlewares"`
+	ConfigErrors int64                 `json:"configErrors"`
+	Panics       int64                 `json:"panics"`
+	Middlewares  map[string]middleware `json:"middlewares"`
 }
+
+type middleware struct {
+	Held      int64             `json:"bytesHeld"`
+	Limit     int64             `json:"memoryLimit"`
+	Receivers map[string]ledger `json:"receivers"` // by scheme and host
+}
+
+// of is the ledger of one receiver, or of the only one whatever it is called, or nothing.
+func (m middleware) of(receiver string) ledger {
+	l, there := m.Receivers[receiver]
+	if !there && len(m.Receivers) == 1 {
+		for _, l = range m.Receivers {
+		}
+	}
+	l.Held = m.Held
+	l.Limit = m.Limit
+	return l
+}
+
+func (m middleware) only() ledger { return m.of("") }
 
 func globals() published {
 	var p published
@@ -501,11 +577,38 @@ func globals() published {
 // ledger looks at the counters, and they must add up whenever one looks.
 func (c *run) ledger() ledger {
 	c.Helper()
-	l := globals().Middlewares[c.name]
-	if err := l.check(); err != nil {
-		c.Errorf("ledger: %v: %s", err, l)
+	return c.ledgerOf(c.recv)
+}
+
+func (c *run) ledgerOf(r *receiver) ledger {
+	c.Helper()
+	c.ledgers()
+	return globals().Middlewares[c.name].of(r.URL)
+}
+
+// ledgers are those of all receivers, each of which must add up, by name.
+func (c *run) ledgers() map[string]ledger {
+	c.Helper()
+	m := globals().Middlewares[c.name]
+	all := map[string]ledger{}
+	for name := range m.Receivers {
+		l := m.of(name)
+		if err := l.check(); err != nil {
+			c.Errorf("ledger of %s: %v: %s", name, err, l)
+		}
+		all[name] = l
 	}
-	return l
+	return all
+}
+
+// logged are the lines of the error log that name the middleware and have the text.
+func (c *run) logged(text string) (lines []string) {
+	for _, line := range strings.Split(c.eng.errors.since(c.errMark), "\n") {
+		if strings.Contains(line, strconv.Quote(c.name)) && strings.Contains(line, text) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
 }
 
 func (l ledger) check() error {
@@ -515,7 +618,7 @@ func (l ledger) check() error {
 	if got := l.Delivered + l.Failed.sum() + l.Waiting + l.InFlight; got != l.Enqueued {
 		return fmt.Errorf("%d enqueued, but delivered + failed + waiting + in flight = %d", l.Enqueued, got)
 	}
-	if l.Held < 0 || l.Waiting < 0 || l.InFlight < 0 || l.Held > l.Limit*l.Pipelines {
+	if l.Held < 0 || l.Waiting < 0 || l.InFlight < 0 || l.Held > l.Limit {
 		return fmt.Errorf("%d bytes held of %d, %d waiting, %d in flight", l.Held, l.Limit, l.Waiting, l.InFlight)
 	}
 	return nil
@@ -554,7 +657,7 @@ func (l ledger) String() string {
 }
 
 // finish checks what holds at the end of every case, whatever happened in it.
-func (c *run) finish(before published, errMark, debugMark int) {
+func (c *run) finish(before published, debugMark int) {
 	l := c.settled()
 	if c.Failed() || c.gone {
 		return
@@ -562,23 +665,32 @@ func (c *run) finish(before published, errMark, debugMark int) {
 	if c.sc.want != "*" {
 		c.eq("ledger", l.String(), c.sc.want)
 	}
-	if l.Held != 0 || l.QueueLen != 0 {
-		c.Errorf("at the end: got %d bytes held, %d in the queue; want none", l.Held, l.QueueLen)
+	for i, other := range c.sc.also {
+		if got := c.ledgerOf(c.more[i]).String(); other.want != "*" {
+			c.eq(fmt.Sprintf("ledger of receiver %d", i+2), got, other.want)
+		}
+	}
+	for _, l := range c.ledgers() {
+		if l.Held != 0 || l.QueueLen != 0 {
+			c.Errorf("at the end: got %d bytes held, %d in the queue; want none", l.Held, l.QueueLen)
+		}
 	}
 	now := globals()
 	c.eq("panics", now.Panics-before.Panics, int64(0))
-	c.checkDeliveries(l)
+	for _, r := range c.receivers() {
+		c.checkDeliveries(r, c.ledgerOf(r))
+	}
 
-	logged, debug := c.eng.errors.since(errMark), c.eng.debug.since(debugMark)
+	logged, debug := c.eng.errors.since(c.errMark), c.eng.debug.since(debugMark)
 	for _, s := range c.sc.secret {
 		for what, text := range map[string]string{"error log": logged, "debug log": debug} {
 			if strings.Contains(text, s) {
 				c.Errorf("%s: has the secret %q:\n%s", what, s, text)
 			}
 		}
-		for _, d := range c.recv.deliveries() {
-			if bytes.Contains(d.raw, []byte(s)) {
-				c.Errorf("event: has the secret %q:\n%s", s, d.raw)
+		for _, d := range append(c.recv.deliveries(), c.recv.told()...) {
+			if bytes.Contains(d.plain, []byte(s)) {
+				c.Errorf("event: has the secret %q:\n%s", s, d.plain)
 			}
 		}
 	}
@@ -597,54 +709,73 @@ func (c *run) finish(before published, errMark, debugMark int) {
 
 // checkDeliveries holds every attempt against part 5 of the contract, and the
 // events against the ledger.
-func (c *run) checkDeliveries(l ledger) {
-	format, _ := c.decode(orEmpty(c.sc.config))["format"].(string)
-	contentType := event.ContentType
-	if format == "json" {
-		contentType = "application/json"
+func (c *run) checkDeliveries(r *receiver, l ledger) {
+	config := c.decode(orEmpty(c.sc.config))
+	contentTypes := map[string]bool{event.ContentType: true}
+	if batch, _ := config["batch"].(map[string]any); batch != nil {
+		contentTypes = map[string]bool{event.BatchContentType: true}
 	}
+	if config["format"] == "json" {
+		contentTypes = map[string]bool{"application/json": true}
+	}
+	if c.sc.config == "-" {
+		contentTypes[event.BatchContentType] = true // whatever the case has used since
+	}
+	batched := contentTypes[event.BatchContentType] || config["batch"] != nil
 	first := map[string]delivery{}
-	accepted := map[string]bool{}
-	all := c.recv.deliveries()
-	for _, d := range all {
+	accepted := map[string]bool{} // ids of events
+	all := r.deliveries()
+	for _, d := range append(r.told(), all...) {
 		id := d.header.Get("Webhook-Id")
 		stamp, err := strconv.ParseInt(d.header.Get("Webhook-Timestamp"), 10, 64)
 		if err != nil || d.at.Sub(time.Unix(stamp, 0)) > 3*time.Second || time.Unix(stamp, 0).Sub(d.at) > time.Second {
 			c.Errorf("webhook-timestamp: got %q; want the time of this attempt", d.header.Get("Webhook-Timestamp"))
 		}
 		c.eq("method", d.method, "POST")
-		c.eq("content type", d.header.Values("Content-Type"), []string{contentType})
+		if ct := d.header.Values("Content-Type"); len(ct) != 1 || !contentTypes[ct[0]] {
+			c.Errorf("content type: got %q; want one of %v", ct, contentTypes)
+		}
 		if ua := d.header.Get("User-Agent"); !strings.HasPrefix(ua, "requestmirror/") || len(ua) == len("requestmirror/") {
 			c.Errorf("user agent: got %q; want requestmirror/<version>", ua)
 		}
 		if d.header.Get("Cookie") != "" {
 			c.Errorf("cookie: got %q; want none in a delivery", d.header.Get("Cookie"))
 		}
+		if encoding := d.header.Get("Content-Encoding"); encoding != "" && (encoding != "gzip" || config["compression"] != "gzip" && c.sc.config != "-") {
+			c.Errorf("content encoding: got %q with compression %v", encoding, config["compression"])
+		}
+		if !uuid7.MatchString(id) {
+			c.Errorf("webhook-id: got %q; want a UUIDv7", id)
+		}
 		if f, again := first[id]; again && !bytes.Equal(f.raw, d.raw) {
 			c.Errorf("attempts of %s: got two bodies; want the same bytes", id)
 		} else if !again {
 			first[id] = d
 		}
-		if d.accepted {
-			if accepted[id] && !c.sc.loose {
-				c.Errorf("event %s was accepted twice", id)
+	}
+	for _, d := range all {
+		if !d.accepted {
+			continue
+		}
+		for _, e := range c.batch(d) {
+			if accepted[e.ID] && !c.sc.loose {
+				c.Errorf("event %s was accepted twice", e.ID)
 			}
-			accepted[id] = true
+			accepted[e.ID] = true
 		}
 	}
 	events := c.read(all)
 	numbers := map[string]string{}
 	for i, e := range events {
-		d := first[e.ID]
-		if d.raw == nil {
-			c.Errorf("webhook-id: got none that is %s; want the id of the event", e.ID)
+		if !batched {
+			d := first[e.ID]
+			if d.raw == nil {
+				c.Errorf("webhook-id: got none that is %s; want the id of the event", e.ID)
+			}
+			c.eq("traceparent header", d.header.Get("Traceparent"), e.Traceparent)
 		}
-		c.eq("traceparent header", d.header.Get("Traceparent"), e.Traceparent)
 		if !strings.HasSuffix(e.Source, "/middlewares/"+c.name) {
 			c.Errorf("source: got %q; want it to end with the middleware %q", e.Source, c.name)
-		}
-		if age := d.at.Sub(e.Time); age < 0 || age > 3*patience {
-			c.Errorf("time: got %s, %s before its delivery", e.Time, age)
 		}
 		number := fmt.Sprintf("%s-%d", e.Boot, e.Sequence)
 		if other, used := numbers[number]; used {
@@ -659,12 +790,66 @@ func (c *run) checkDeliveries(l ledger) {
 			c.Errorf("sequence: got %d with only %d numbers given", e.Sequence, l.Seen-l.Filtered-l.SampledOut)
 		}
 	}
+	for _, d := range all {
+		for _, e := range c.batch(d) {
+			if age := d.at.Sub(e.Time); age < 0 || age > 3*patience {
+				c.Errorf("time: got %s, %s before its delivery", e.Time, age)
+			}
+		}
+	}
 	if n := int64(len(accepted)); n < l.Delivered || n > l.Delivered && !c.sc.loose {
 		c.Errorf("delivered: got %d; want %d, which the receiver accepted", l.Delivered, len(accepted))
 	}
 	if gaps := l.Seen - l.Filtered - l.SampledOut - int64(len(events)); gaps < 0 || gaps > l.Dropped.sum()+l.Failed.sum() {
 		c.Errorf("gaps: got %d in the sequence; want at most dropped + failed of %s", gaps, l)
 	}
+	c.checkReports(r, l)
+}
+
+// data is the part of a report that counts.
+func data(raw []byte) []byte {
+	_, after, _ := bytes.Cut(raw, []byte(`"data":`))
+	return after
+}
+
+var uuid7 = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`)
+
+// checkReports holds reports against the ledger, which is newer than all of them.
+func (c *run) checkReports(r *receiver, l ledger) []event.Report {
+	c.Helper()
+	var out []event.Report
+	last := map[string]event.Report{} // by boot
+	all := r.told()
+	// By id, which begins with the time: a report may be overtaken by the next one.
+	sort.Slice(all, func(i, j int) bool { return all[i].header.Get("Webhook-Id") < all[j].header.Get("Webhook-Id") })
+	for _, d := range all {
+		b, err := event.ReadDelivery(d.header, d.plain)
+		if d.header.Get("Content-Type") == "application/json" {
+			b, err = event.Read(bytes.Trim(d.plain, "[]"))
+		}
+		if err != nil || len(b.Reports) != 1 || len(b.Events) != 0 {
+			c.Errorf("report: got %v, %d events; want a report alone in its delivery:\n%s", err, len(b.Events), d.plain)
+			continue
+		}
+		rep := b.Reports[0]
+		if rep.ID != d.header.Get("Webhook-Id") {
+			c.Errorf("webhook-id: got %s; want the report's %s", d.header.Get("Webhook-Id"), rep.ID)
+		}
+		before := last[rep.Boot]
+		if rep.Time.After(before.Time) && (rep.Seen < before.Seen || rep.Delivered < before.Delivered || before.Final) {
+			c.Errorf("reports: got %s after %s; want counts that grow, and none after the final one", data(rep.Raw), data(before.Raw))
+		}
+		last[rep.Boot] = rep
+		out = append(out, rep)
+	}
+	var seen int64
+	for _, rep := range last {
+		seen += rep.Seen
+	}
+	if seen > l.Seen {
+		c.Errorf("reports: got %d seen; want at most the %d of the ledger", seen, l.Seen)
+	}
+	return out
 }
 
 func orEmpty(config string) string {

@@ -145,26 +145,31 @@ type data struct {
 	Duration   float64           `json:"duration_ms"`
 }
 
-// schema is compiled once. Formats and content encodings are asserted, so that
-// "date-time" and "base64" are rules and not only remarks.
-var schema = sync.OnceValues(func() (*jsonschema.Schema, error) {
-	raw, err := readUpwards(schemaFile)
-	if err != nil {
-		return nil, err
-	}
-	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
-	if err != nil {
-		return nil, err
-	}
-	c := jsonschema.NewCompiler()
-	c.AssertFormat()
-	c.AssertContent()
-	// The URL is the $id: a schema with another one does not compile here.
-	if err := c.AddResource(SchemaURL, doc); err != nil {
-		return nil, err
-	}
-	return c.Compile(SchemaURL)
-})
+var schema = compileOnce(schemaFile, SchemaURL)
+
+// compileOnce compiles a schema when it is first asked for. Formats and content
+// encodings are asserted, so that "date-time" and "base64" are rules and not only
+// remarks.
+func compileOnce(file, url string) func() (*jsonschema.Schema, error) {
+	return sync.OnceValues(func() (*jsonschema.Schema, error) {
+		raw, err := readUpwards(file)
+		if err != nil {
+			return nil, err
+		}
+		doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
+		if err != nil {
+			return nil, err
+		}
+		c := jsonschema.NewCompiler()
+		c.AssertFormat()
+		c.AssertContent()
+		// The URL is the $id: a schema with another one does not compile here.
+		if err := c.AddResource(url, doc); err != nil {
+			return nil, err
+		}
+		return c.Compile(url)
+	})
+}
 
 // readUpwards finds a file of the repository from any package's directory.
 func readUpwards(name string) ([]byte, error) {
@@ -189,25 +194,33 @@ func readUpwards(name string) ([]byte, error) {
 // no name is used twice, the JSON Schema accepts it and the CloudEvents SDK
 // finds a valid event in it.
 func Parse(raw []byte) (Event, error) {
-	if err := checkJSON(raw); err != nil {
+	e, err := parse(raw, schema)
+	if err != nil {
 		return Event{}, err
+	}
+	return flatten(e, raw)
+}
+
+func parse(raw []byte, schema func() (*jsonschema.Schema, error)) (ce.Event, error) {
+	var e ce.Event
+	if err := checkJSON(raw); err != nil {
+		return e, err
 	}
 	s, err := schema()
 	if err != nil {
-		return Event{}, fmt.Errorf("schema: %w", err)
+		return e, fmt.Errorf("schema: %w", err)
 	}
 	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
 	if err != nil {
-		return Event{}, err
+		return e, err
 	}
 	if err := s.Validate(doc); err != nil {
-		return Event{}, fmt.Errorf("schema: %w", err)
+		return e, fmt.Errorf("schema: %w", err)
 	}
-	var e ce.Event
 	if err := json.Unmarshal(raw, &e); err != nil {
-		return Event{}, fmt.Errorf("cloudevents: %w", err)
+		return e, fmt.Errorf("cloudevents: %w", err)
 	}
-	return flatten(e, raw)
+	return e, nil
 }
 
 // FromRequest reads a delivery the way a receiver with the CloudEvents SDK

@@ -13,12 +13,43 @@ import (
 
 // Counters is what the plugin publishes at /debug/vars.
 type Counters struct {
-	ConfigErrors int64             `json:"configErrors"`
-	Panics       int64             `json:"panics"`
-	Middlewares  map[string]Ledger `json:"middlewares"` // by Traefik's name of it, NAME@file
+	ConfigErrors int64                 `json:"configErrors"`
+	Panics       int64                 `json:"panics"`
+	Middlewares  map[string]Middleware `json:"middlewares"` // by Traefik's name of it, NAME@file
 }
 
-// Ledger accounts for every request that a middleware saw.
+// Middleware is what the receivers of a middleware have in common, and their ledgers.
+type Middleware struct {
+	BytesHeld   int64             `json:"bytesHeld"`
+	MemoryLimit int64             `json:"memoryLimit"`
+	Receivers   map[string]Ledger `json:"receivers"` // by scheme and host
+}
+
+// Only is the ledger of a middleware with one receiver; nothing if there is none yet.
+func (m Middleware) Only() (Ledger, error) {
+	if len(m.Receivers) > 1 {
+		return Ledger{}, fmt.Errorf("got %d receivers, want one: %v", len(m.Receivers), m.Receivers)
+	}
+	for _, l := range m.Receivers {
+		l.BytesHeld = m.BytesHeld
+		l.MemoryLimit = m.MemoryLimit
+		return l, l.Check()
+	}
+	return Ledger{}, nil
+}
+
+// All are the ledgers by receiver.
+func (m Middleware) All() (map[string]Ledger, error) {
+	for name, l := range m.Receivers {
+		if err := l.Check(); err != nil {
+			return m.Receivers, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return m.Receivers, nil
+}
+
+// Ledger accounts for every request that a middleware saw, and what became of it on
+// the way to one receiver.
 type Ledger struct {
 	Seen       int64 `json:"seen"`
 	Filtered   int64 `json:"filtered"`
@@ -36,9 +67,13 @@ type Ledger struct {
 	Truncated     map[string]int64 `json:"truncated"`
 	QueueLength   int64            `json:"queueLength"`
 	QueueCapacity int64            `json:"queueCapacity"`
-	BytesHeld     int64            `json:"bytesHeld"`
-	MemoryLimit   int64            `json:"memoryLimit"`
 	Pipelines     int64            `json:"pipelines"`
+
+	CircuitBreaker string `json:"circuitBreaker"`
+	Concurrency    int64  `json:"concurrency"`
+
+	BytesHeld   int64 `json:"-"` // of the middleware
+	MemoryLimit int64 `json:"-"`
 }
 
 // Lost is how many events were dropped or failed.
@@ -91,16 +126,24 @@ func (t *Traefik) Counters(ctx context.Context) (Counters, error) {
 	return *vars.Plugin, nil
 }
 
-// Ledger reads the ledger of one middleware. One that does not add up is an
-// error, at whatever moment it is read.
+// Ledger reads the ledger of one middleware that has one receiver. One that does not
+// add up is an error, at whatever moment it is read.
 func (t *Traefik) Ledger(ctx context.Context, mirror string) (Ledger, error) {
 	c, err := t.Counters(ctx)
 	if err != nil {
 		return Ledger{}, err
 	}
 	// A middleware that saw nothing yet may not be listed.
-	l := c.Middlewares[mirror+"@file"]
-	return l, l.Check()
+	return c.Middlewares[mirror+"@file"].Only()
+}
+
+// Ledgers reads the ledgers of one middleware, by receiver: scheme://host.
+func (t *Traefik) Ledgers(ctx context.Context, mirror string) (map[string]Ledger, error) {
+	c, err := t.Counters(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return c.Middlewares[mirror+"@file"].All()
 }
 
 // Settle waits until a middleware has seen so many requests and none of them

@@ -1,7 +1,10 @@
 package lab_test
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -82,6 +85,15 @@ func TestLab(t *testing.T) {
 	if _, err := traefik.Ledger(ctx, "odd"); err == nil || !strings.Contains(err.Error(), "seen 3") {
 		t.Errorf("a ledger that does not add up: got error %v", err)
 	}
+	if _, err := traefik.Ledger(ctx, "two"); err == nil || !strings.Contains(err.Error(), "2 receivers") {
+		t.Errorf("the ledger of two receivers: got error %v", err)
+	}
+	if _, err := traefik.Ledgers(ctx, "two"); err == nil || !strings.Contains(err.Error(), "http://b: ledger: seen 3") {
+		t.Errorf("one of two ledgers that does not add up: got error %v", err)
+	}
+	if all, err := traefik.Ledgers(ctx, "even"); err != nil || all["http://a"].Delivered != 2 {
+		t.Errorf("ledgers by receiver: got %v, error %v", all, err)
+	}
 	if all, interpreted, err := traefik.Goroutines(ctx); err != nil || all < 10 || interpreted != 0 {
 		t.Errorf("goroutines: got %d, %d interpreted, error %v; want some, none interpreted", all, interpreted, err)
 	}
@@ -132,6 +144,81 @@ func TestReceiver(t *testing.T) {
 	attempts := must(receiver.Wait(ctx, 5))(t)
 	if got := attempts[4]; string(got.Body) != "again" {
 		t.Errorf("last attempt: got %q; want %q", got.Body, "again")
+	}
+}
+
+// A receiver tells reports from events, whatever it answers and however they are packed.
+func TestReceiverOfReports(t *testing.T) {
+	receiver := must(lab.NewReceiver())(t)
+	defer receiver.Close()
+	receiver.Become(lab.Status(503, nil))
+	report := []byte(`{"type":"io.opencommit.requestmirror.report.v1"}`)
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	_, _ = z.Write(report)
+	_ = z.Close()
+	for _, c := range []struct {
+		encoding string
+		body     []byte
+		answer   int
+	}{{"", report, 204}, {"gzip", packed.Bytes(), 204}, {"gzip", []byte("not gzip"), 503}, {"", []byte("an event"), 503}} {
+		req := must(http.NewRequestWithContext(t.Context(), http.MethodPost, receiver.URL, bytes.NewReader(c.body)))(t)
+		if c.encoding != "" {
+			req.Header.Set("Content-Encoding", c.encoding)
+		}
+		res := must(http.DefaultClient.Do(req))(t)
+		res.Body.Close()
+		if res.StatusCode != c.answer {
+			t.Errorf("%s %.20q: got %d; want %d", c.encoding, c.body, res.StatusCode, c.answer)
+		}
+	}
+	reports := receiver.Reports()
+	if len(reports) != 2 || len(receiver.Attempts()) != 2 {
+		t.Fatalf("got %d reports and %d other attempts; want 2 and 2", len(reports), len(receiver.Attempts()))
+	}
+	for _, a := range reports {
+		if got := must(a.Payload())(t); !bytes.Equal(got, report) {
+			t.Errorf("payload: got %q; want the report", got)
+		}
+	}
+	if _, err := receiver.Attempts()[0].Payload(); err == nil {
+		t.Error("a payload that is not gzip, though its header says so, was unpacked")
+	}
+}
+
+func TestAuthority(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	authority := must(lab.NewAuthority())(t)
+	server := must(authority.Issue(lab.Server))(t)
+	receiver := must(lab.NewMutualTLSReceiver(server, authority))(t)
+	defer receiver.Close()
+	for _, c := range []struct {
+		name   string
+		client *lab.Certificate
+		works  bool
+	}{
+		{"a client with a certificate is answered", new(must(authority.Issue(lab.Client))(t)), true},
+		{"a client without one is not", nil, false},
+		{"a client with a server's is not", &server, false},
+		{"a client with an expired one is not", new(must(authority.Issue(lab.Client, lab.Expired))(t)), false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			config := &tls.Config{RootCAs: authority.Pool()}
+			if c.client != nil {
+				config.Certificates = []tls.Certificate{must(tls.X509KeyPair(c.client.Cert, c.client.Key))(t)}
+			}
+			transport := &http.Transport{TLSClientConfig: config}
+			defer transport.CloseIdleConnections()
+			req := must(http.NewRequestWithContext(ctx, http.MethodPost, receiver.URL, http.NoBody))(t)
+			res, err := transport.RoundTrip(req)
+			if err == nil {
+				res.Body.Close()
+			}
+			if (err == nil) != c.works {
+				t.Errorf("got error %v; want it to work: %t", err, c.works)
+			}
+		})
 	}
 }
 

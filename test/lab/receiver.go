@@ -1,7 +1,10 @@
 package lab
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"maps"
@@ -11,6 +14,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/opencommit/requestmirror/test/event"
 )
 
 // Receiver takes deliveries, remembers each attempt, and behaves as it is
@@ -21,6 +26,7 @@ type Receiver struct {
 
 	address string
 	cert    *Certificate // serves TLS when set
+	clients *Authority   // asks clients for a certificate when set
 	closing context.Context
 	close   context.CancelFunc
 
@@ -28,6 +34,7 @@ type Receiver struct {
 	server    *http.Server // nil while down
 	behaviour Behaviour
 	attempts  []*Attempt
+	reports   []*Attempt // of reports, which are answered with 204 whatever the behaviour
 	conns     map[net.Conn]struct{}
 	changed   chan struct{} // closed and replaced whenever attempts change
 }
@@ -43,18 +50,40 @@ type Attempt struct {
 	Method string
 	Path   string
 	Header http.Header
-	Body   []byte
-	Answer int // status that was answered completely; 0 until then
+	Body   []byte // as sent, so perhaps packed: see Payload
+	Answer int    // status that was answered completely; 0 until then
+}
+
+// Payload is the body without its content encoding.
+func (a Attempt) Payload() ([]byte, error) {
+	switch encoding := a.Header.Get("Content-Encoding"); encoding {
+	case "":
+		return a.Body, nil
+	case "gzip":
+		z, err := gzip.NewReader(bytes.NewReader(a.Body))
+		if err != nil {
+			return nil, err
+		}
+		return io.ReadAll(z)
+	default:
+		return nil, fmt.Errorf("content encoding %q", encoding)
+	}
 }
 
 // NewReceiver starts a receiver that answers 204.
-func NewReceiver() (*Receiver, error) { return newReceiver(nil) }
+func NewReceiver() (*Receiver, error) { return newReceiver(nil, nil) }
 
 // NewTLSReceiver starts a receiver that speaks TLS, and HTTP/2 to those who can.
-func NewTLSReceiver(c Certificate) (*Receiver, error) { return newReceiver(&c) }
+func NewTLSReceiver(c Certificate) (*Receiver, error) { return newReceiver(&c, nil) }
 
-func newReceiver(cert *Certificate) (*Receiver, error) {
-	r := &Receiver{cert: cert, address: "127.0.0.1:0", behaviour: OK(), conns: map[net.Conn]struct{}{}, changed: make(chan struct{})}
+// NewMutualTLSReceiver starts one that speaks only to clients with a certificate of
+// the authority.
+func NewMutualTLSReceiver(c Certificate, clients Authority) (*Receiver, error) {
+	return newReceiver(&c, &clients)
+}
+
+func newReceiver(cert *Certificate, clients *Authority) (*Receiver, error) {
+	r := &Receiver{cert: cert, clients: clients, address: "127.0.0.1:0", behaviour: OK(), conns: map[net.Conn]struct{}{}, changed: make(chan struct{})}
 	if err := r.Up(); err != nil {
 		return nil, err
 	}
@@ -91,8 +120,12 @@ func (r *Receiver) Up() error {
 			return err
 		}
 	}
-	go func(server *http.Server, tls bool) {
-		if tls {
+	if r.clients != nil {
+		r.server.TLSConfig.ClientAuth = tls.RequireAndVerifyClientCert
+		r.server.TLSConfig.ClientCAs = r.clients.Pool()
+	}
+	go func(server *http.Server, secure bool) {
+		if secure {
 			_ = server.ServeTLS(listener, "", "")
 			return
 		}
@@ -150,6 +183,15 @@ func (r *Receiver) serve(w http.ResponseWriter, req *http.Request) {
 		Time: time.Now(), Proto: req.Proto, Method: req.Method, Path: req.URL.RequestURI(), Header: req.Header.Clone(), Body: body,
 	}
 	attempt.Header.Set("Host", req.Host)
+	if payload, err := attempt.Payload(); err == nil && event.IsReport(payload) {
+		attempt.Answer = http.StatusNoContent
+		r.mu.Lock()
+		r.reports = append(r.reports, attempt)
+		r.announce()
+		r.mu.Unlock()
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
 	r.mu.Lock()
 	behaviour := r.behaviour
 	r.attempts = append(r.attempts, attempt)
@@ -172,7 +214,49 @@ func (r *Receiver) announce() {
 	r.changed = make(chan struct{})
 }
 
-// Attempts returns what arrived so far, oldest first.
+// Reports returns the deliveries of reports that arrived so far, oldest first.
+func (r *Receiver) Reports() []Attempt {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	reports := make([]Attempt, len(r.reports))
+	for i, a := range r.reports {
+		reports[i] = *a
+	}
+	return reports
+}
+
+// WaitForReport returns the reports as soon as enough says so of one of them.
+func (r *Receiver) WaitForReport(ctx context.Context, what string, enough func(event.Report) bool) ([]event.Report, error) {
+	for {
+		r.mu.Lock()
+		changed := r.changed
+		r.mu.Unlock()
+		var all []event.Report
+		found := false
+		for _, a := range r.Reports() {
+			payload, err := a.Payload()
+			if err != nil {
+				return nil, err
+			}
+			b, err := event.ReadDelivery(a.Header, payload)
+			if err != nil {
+				return nil, fmt.Errorf("report: %w: %s", err, payload)
+			}
+			all = append(all, b.Reports...)
+			found = found || slices.ContainsFunc(b.Reports, enough)
+		}
+		if found {
+			return all, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return all, fmt.Errorf("receiver: waiting for a report %s: %w; got %d reports", what, ctx.Err(), len(all))
+		}
+	}
+}
+
+// Attempts returns the deliveries of events that arrived so far, oldest first.
 func (r *Receiver) Attempts() []Attempt {
 	r.mu.Lock()
 	defer r.mu.Unlock()

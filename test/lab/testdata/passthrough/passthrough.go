@@ -18,9 +18,12 @@ var news int64
 func init() {
 	expvar.Publish("requestmirror", expvar.Func(func() any {
 		n := atomic.LoadInt64(&news)
+		even := map[string]any{"seen": 3, "enqueued": 2, "dropped": map[string]int{"queue_full": 1}, "delivered": 2}
+		odd := map[string]any{"seen": 3, "enqueued": 2}
 		return map[string]any{"configErrors": n, "middlewares": map[string]any{
-			"even@file": map[string]any{"seen": 3, "enqueued": 2, "dropped": map[string]int{"queue_full": 1}, "delivered": 2},
-			"odd@file":  map[string]any{"seen": 3, "enqueued": 2},
+			"even@file": map[string]any{"receivers": map[string]any{"http://a": even}},
+			"odd@file":  map[string]any{"receivers": map[string]any{"http://a": odd}},
+			"two@file":  map[string]any{"receivers": map[string]any{"http://a": even, "http://b": odd}},
 		}}
 	}))
 }

@@ -1,0 +1,318 @@
+package requestmirror
+
+import (
+	"context"
+	"math"
+	"time"
+)
+
+// Batches are made by one worker at a time, whose turn it is, while others send
+// theirs: if each gathered for itself, there would be as many small batches as
+// workers. Events wait in the queue, and the one who gathers sleeps until the bell
+// rings: for the first event, for every few more, and when the batch's time is over.
+// So the queue of a receiver that keeps up stays short, and a request seldom has to
+// wake anybody.
+type gathering struct {
+	bell   chan struct{} // nil unless events go in batches; sent to under the pipeline's lock, never closed
+	turn   chan struct{} // its only item is with the worker that gathers
+	timer  *time.Timer   // rings when the batch's time is over
+	due    time.Time     // when that is
+	asleep bool          // whether the worker that gathers waits for the bell
+	lacks  int           // events that it waits for: one to begin with, or what makes the batch full
+	enough int           // events that ring the bell
+	begin  *delivery     // the beginning of a batch, that did not fit into the one before
+	left   []*capture    // taken, but not yet written when the batch before was full
+}
+
+// handful is how many events ring the bell, and are taken out of the queue at once.
+const handful = 16
+
+func startGathering(p *pipeline) {
+	p.gathering.enough = handful
+	if p.gathering.enough > p.set.queueSize {
+		p.gathering.enough = p.set.queueSize
+	}
+	p.gathering.bell = make(chan struct{}, 1)
+	p.gathering.turn = make(chan struct{}, 1)
+	p.gathering.turn <- struct{}{}
+	context.AfterFunc(p.pace, func() { wake(p) })
+}
+
+func wake(p *pipeline) {
+	defer contain()
+	p.mu.Lock()
+	ring(p)
+	p.mu.Unlock()
+}
+
+// ring wakes the worker that gathers, or makes it look again before it sleeps. The
+// pipeline is locked.
+func ring(p *pipeline) {
+	p.gathering.asleep = false
+	p.room = roomToGather(p)
+	if len(p.gathering.bell) == 0 {
+		p.gathering.bell <- struct{}{}
+	}
+}
+
+// roomToGather is how many events may wait before the next look. The pipeline is locked.
+func roomToGather(p *pipeline) int {
+	g := &p.gathering
+	if p.retired || len(p.shut) > 0 {
+		return 0
+	}
+	if g.asleep && g.lacks < g.enough {
+		return g.lacks - 1
+	}
+	if g.asleep {
+		return g.enough - 1
+	}
+	return g.enough
+}
+
+// gather waits for events for the worker's batch and takes them out of the queue; or
+// seals the batch, whose time is over; or finds something else to do.
+func gather(w *worker) {
+	p := w.pipe
+	g := &p.gathering
+	if !w.gathers {
+		p.mu.Lock()
+		p.idle++
+		p.mu.Unlock()
+		<-g.turn
+		w.gathers = true
+		takeOver(w)
+	}
+	p.mu.Lock()
+	for !takeEvents(w) {
+		g.asleep = true
+		g.lacks = 1
+		if w.delivery != nil {
+			g.lacks = p.set.batchEvents - len(w.delivery.events)
+		}
+		p.room = roomToGather(p)
+		p.mu.Unlock()
+		<-g.bell
+		p.mu.Lock()
+		g.asleep = false
+	}
+	if w.left {
+		passTurn(w)
+		staff(p)
+	}
+	p.mu.Unlock()
+}
+
+// takeEvents says whether there is something to do. The pipeline is locked.
+func takeEvents(w *worker) bool {
+	p := w.pipe
+	d := w.delivery
+	if d == nil && p.reporting.due {
+		// Before the next batch, and while another worker gathers it.
+		w.delivery = takeReport(p)
+		leaveRest(w)
+		passTurn(w)
+		staff(p)
+		return true
+	}
+	if d == nil && surplus(p) {
+		leaveRest(w)
+		w.left = true
+		return true
+	}
+	if len(w.taken) > 0 {
+		return true
+	}
+	n := p.set.batchEvents
+	if d != nil {
+		n -= len(d.events)
+	}
+	if n > handful {
+		n = handful
+	}
+	for n > 0 && len(p.queue) > 0 {
+		c := <-p.queue
+		p.counts.inFlight++
+		if len(p.shut) > 0 {
+			settleFailed(p, c, reasonCircuitOpen)
+			continue
+		}
+		w.taken = append(w.taken, c)
+		n--
+	}
+	if len(w.taken) > 0 {
+		return true
+	}
+	if d != nil {
+		d.open = !p.retired && p.pace.Err() == nil && time.Now().Before(p.gathering.due)
+		return !d.open
+	}
+	if p.retired {
+		w.left = leave(p)
+		return w.left || takeEvents(w)
+	}
+	return false
+}
+
+// passTurn lets another worker gather. The pipeline is locked.
+func passTurn(w *worker) {
+	if w.gathers {
+		w.gathers = false
+		w.pipe.idle--
+		w.pipe.gathering.turn <- struct{}{}
+	}
+}
+
+// beginBatch is an empty batch, to which events are added until it is sealed.
+func beginBatch(w *worker) *delivery {
+	d := &delivery{open: true}
+	d.text.WriteByte('[')
+	p := w.pipe
+	p.mu.Lock()
+	setAlarm(p)
+	p.mu.Unlock()
+	return d
+}
+
+// setAlarm has the bell ring when the time of the batch that begins is over. The
+// pipeline is locked.
+func setAlarm(p *pipeline) {
+	g := &p.gathering
+	g.due = time.Now().Add(p.set.flushInterval)
+	if g.timer == nil {
+		g.timer = time.AfterFunc(p.set.flushInterval, func() { wake(p) })
+	} else {
+		g.timer.Reset(p.set.flushInterval)
+	}
+}
+
+// seal ends a batch and lets another worker gather.
+//
+// It returns whether the gate is to be looked at.
+func seal(w *worker) bool {
+	d := w.delivery
+	d.id = newID(time.Now())
+	endText(d)
+	p := w.pipe
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(w.rest) > 0 {
+		p.gathering.begin = w.rest[0] // carried over
+		w.rest = nil
+	}
+	leaveRest(w)
+	passTurn(w)
+	staff(p)
+	return p.gate.guarded
+}
+
+// leaveRest leaves what the worker has taken, but not written, to the next one that
+// gathers. The pipeline is locked.
+func leaveRest(w *worker) {
+	g := &w.pipe.gathering
+	g.left = append(g.left, w.taken[w.next:]...)
+	w.taken = nil
+	w.next = 0
+}
+
+// leftOver is how much the worker that gathered last has left for the next one. The
+// pipeline is locked.
+func leftOver(p *pipeline) int {
+	n := len(p.gathering.left)
+	if p.gathering.begin != nil {
+		n++
+	}
+	return n
+}
+
+// takeOver goes on where the worker that gathered before was when its batch was full.
+func takeOver(w *worker) {
+	p := w.pipe
+	g := &p.gathering
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w.taken = g.left
+	g.left = nil
+	if g.begin != nil {
+		w.delivery = g.begin
+		g.begin = nil
+		setAlarm(p)
+	}
+}
+
+// unwrite takes back what was written of an event that could not be written to its end.
+func unwrite(d *delivery) {
+	end := 1
+	if n := len(d.ends); n > 0 {
+		end = d.ends[n-1] + 1
+	}
+	d.text.Truncate(end)
+}
+
+// sizeLimits are the most bytes of an event and of a batch.
+func sizeLimits(set *settings) (event, batch int) {
+	event = math.MaxInt
+	batch = set.batchSize
+	if set.maxEventSize > 0 {
+		event = set.maxEventSize
+		if set.batchEvents > 1 {
+			event -= len("[]") - len(",") // each event has a comma behind it
+		}
+		if batch > set.maxEventSize {
+			batch = set.maxEventSize
+		}
+	}
+	return event, batch
+}
+
+// endText makes the payload: each event is followed by a byte, of which the last one
+// becomes the end of the batch.
+func endText(d *delivery) {
+	d.open = false
+	d.payload = d.text.Bytes()
+	d.payload[len(d.payload)-1] = ']'
+}
+
+// carryOver takes the last event out of a batch that it made too large, and begins the
+// next one with it.
+func carryOver(w *worker) {
+	d := w.delivery
+	last := len(d.events) - 1
+	next := excerpt(d, func(i int) bool { return i == last })
+	next.open = true
+	next.earliest = d.earliest
+	w.rest = append(w.rest, next)
+	d.text.Truncate(d.ends[last-1] + 1)
+	d.events = d.events[:last]
+	d.ends = d.ends[:last]
+}
+
+// excerpt is a batch of some of another's events. It has an id of its own, as its
+// content is another.
+func excerpt(d *delivery, wanted func(i int) bool) *delivery {
+	e := &delivery{id: newID(time.Now())}
+	e.text.WriteByte('[')
+	start := 1
+	for i, end := range d.ends {
+		if wanted(i) {
+			e.text.Write(d.text.Bytes()[start : end+1])
+			e.events = append(e.events, d.events[i])
+			e.ends = append(e.ends, e.text.Len()-1)
+		}
+		start = end + 1
+	}
+	return e
+}
+
+// split halves a batch that the receiver found too large. The halves are deliveries of
+// their own, so each has all attempts.
+func split(w *worker) {
+	d := w.delivery
+	half := len(d.events) / 2
+	first := excerpt(d, func(i int) bool { return i < half })
+	second := excerpt(d, func(i int) bool { return i >= half })
+	endText(first)
+	endText(second)
+	w.rest = append(w.rest, second)
+	w.delivery = first
+}

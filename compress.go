@@ -1,0 +1,36 @@
+package requestmirror
+
+import (
+	"bytes"
+	"compress/gzip"
+	"sync"
+)
+
+// leastGzip is what a payload has at least that is compressed: less is not worth it.
+const leastGzip = 1 << 10
+
+// zippers are *gzip.Writer, of which each is most of a megabyte.
+var zippers sync.Pool
+
+// pack compresses the payload, if that makes it smaller.
+func pack(d *delivery) {
+	d.packed = true
+	if len(d.payload) < leastGzip {
+		return
+	}
+	out := &bytes.Buffer{}
+	z, ok := zippers.Get().(*gzip.Writer)
+	if !ok {
+		z = gzip.NewWriter(out)
+	}
+	z.Reset(out)
+	_, err := z.Write(d.payload)
+	if z.Close() != nil || err != nil {
+		return // never seen of a buffer
+	}
+	zippers.Put(z)
+	if out.Len() < len(d.payload) {
+		d.payload = out.Bytes()
+		d.compressed = true
+	}
+}

@@ -1,0 +1,3 @@
+module github.com/opencommit/requestmirror/examples/checker
+
+go 1.22

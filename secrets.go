@@ -1,0 +1,91 @@
+package requestmirror
+
+import (
+	"os"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Traefik's API and debug log show plugin options in clear. So every option that
+// holds a secret also takes file:<path>, and the file is looked at again while the
+// plugin runs: a new secret counts within a second, without a restart or a reload.
+const filePrefix = "file:"
+
+// secret is what was written for a secret option, or what is in the file that it names.
+func (r *reader) secret(path, given string) string {
+	r.secrets = append(r.secrets, path+"="+given)
+	return r.secretIn(path, given)
+}
+
+func (r *reader) secretIn(path, given string) string {
+	name, named := strings.CutPrefix(given, filePrefix)
+	if !named {
+		return given
+	}
+	text, err := r.content(name)
+	if err != nil {
+		r.problem(path, err.Error(), "a file that Traefik may read")
+	}
+	return text
+}
+
+// content is what is in the file of a secret, or was when it was good.
+func (r *reader) content(name string) (string, error) {
+	text, ok := r.before[name]
+	var err error
+	if !ok {
+		text, err = readSecretFile(name)
+	}
+	r.files[name] = text
+	return text, err
+}
+
+// readSecretFile leaves out what editors and echo put behind the last line.
+func readSecretFile(name string) (string, error) {
+	content, err := os.ReadFile(name)
+	return strings.TrimRight(string(content), "\r\n"), err
+}
+
+// changed is the content of those files whose content is not the noted one any more.
+// While one cannot be read, it is an error: several may be being replaced.
+func changed(files, noted map[string]string) (news map[string]string, err error) {
+	for name := range files {
+		now, err := readSecretFile(name)
+		if err != nil {
+			return nil, err
+		}
+		if before, known := noted[name]; known && now == before {
+			continue
+		}
+		if news == nil {
+			news = map[string]string{}
+		}
+		news[name] = now
+	}
+	return news, nil
+}
+
+// secretFile is the file of a secret that is not the delivery's. It is read at most
+// once a second, by whoever needs it.
+type secretFile struct {
+	name string
+
+	mu      sync.Mutex // guards all below
+	text    string
+	checked int64 // Unix time
+}
+
+func currentText(f *secretFile) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now().Unix()
+	if now == f.checked {
+		return f.text
+	}
+	f.checked = now
+	if text, err := readSecretFile(f.name); err == nil && text != "" {
+		f.text = text
+	}
+	return f.text
+}
