@@ -517,3 +517,25 @@ func TestBatchesUnderLoad(t *testing.T) {
 		})
 	}
 }
+
+// A worker that changes how many there may be does not touch what wakes the one that
+// gathers.
+func TestEventIsGatheredAfterAnotherWorkerWasDone(t *testing.T) {
+	onStage(t, opts{"batch.maxEvents": 100, "workers": "auto", "timeout": "1m"}, nil, func(t *testing.T, s *stage) {
+		event := 0
+		post := func() int {
+			event++
+			s.send(1)
+			s.wait(time.Second)
+			return event
+		}
+		for s.pipe.adaptive.limit < 2 {
+			s.answer(post(), reply{status: 204})
+		}
+		slow, quick := post(), post()
+		s.answer(quick, reply{status: 204})
+		s.answer(slow, reply{status: 204})
+		s.answer(post(), reply{status: 204})
+		s.is(map[string]uint64{"delivered": uint64(event)})
+	})
+}

@@ -251,3 +251,45 @@ func TestSecretIsRotatedWhileEventsAreDelivered(t *testing.T) {
 		t.Errorf("got %+v; want the same pipeline", got)
 	}
 }
+
+func TestReloadWhileASecretIsBadGoesOnWithTheOldOne(t *testing.T) {
+	rec := newReceiver(t)
+	dir := t.TempDir()
+	secret, key := filepath.Join(dir, "secret"), filepath.Join(dir, "key")
+	writeSecret(t, secret, secretNamed("a"))
+	writeSecret(t, key, "a key")
+	for _, strict := range []bool{false, true} {
+		options := opts{"watchURL": rec.url, "signingSecrets": []string{"file:" + secret}, "hashKey": "file:" + key, "strict": strict, "reportInterval": 0}
+		before := mirrorOf(t, answer(""), options)
+		writeSecret(t, secret, "whsec_topsecret")
+		if err := os.Remove(key); err != nil {
+			t.Fatal(err)
+		}
+		var after http.Handler
+		text := logged(func() { after = mirrorOf(t, answer(""), options) })
+		old, ok := before.(*Mirror)
+		reloaded, mirrors := after.(*Mirror)
+		if !ok || !mirrors || reloaded.pipe != old.pipe {
+			t.Fatalf("strict %v: got %T after the reload; want a mirror with the same pipeline", strict, after)
+		}
+		if strings.Contains(text, "topsecret") || !strings.Contains(text, "signingSecrets[0]") || !strings.Contains(text, "requests are mirrored") {
+			t.Errorf("strict %v: got log %q; want the option, what follows, and no secret", strict, text)
+		}
+		count := rec.count()
+		serve(after, get("/"))
+		got := rec.wait(t, count+1)[count]
+		if want := sign([][]byte{[]byte(strings.Repeat("a", 24))}, got.header.Get("Webhook-Id"), got.header.Get("Webhook-Timestamp"), got.payload); got.header.Get("Webhook-Signature") != want {
+			t.Errorf("strict %v: got signature %q; want one with the secret of before", strict, got.header.Get("Webhook-Signature"))
+		}
+		writeSecret(t, secret, secretNamed("a"))
+		writeSecret(t, key, "a key")
+	}
+	// What is wrong apart from the files is as wrong as ever.
+	logged(func() {
+		writeSecret(t, secret, "whsec_topsecret")
+		handler := mirrorOf(t, answer(""), opts{"watchURL": rec.url, "signingSecrets": []string{"file:" + secret}, "workers": 0})
+		if _, mirrors := handler.(*Mirror); mirrors {
+			t.Error("got a mirror with workers: 0; want none")
+		}
+	})
+}

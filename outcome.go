@@ -1,0 +1,139 @@
+package requestmirror
+
+import (
+	"fmt"
+	"sort"
+	"time"
+)
+
+// What becomes of a delivery: it is counted, tried again, or has failed. That all goes
+// well is counted by run itself.
+
+// noteSuccess does what a success seldom has to do, and returns what the log should
+// know. The pipeline is locked.
+func noteSuccess(w *worker, d *delivery) (news string) {
+	p := w.pipe
+	if d.report != "" {
+		p.reporting.told = d.report
+	}
+	if p.gate.guarded {
+		news = passed(w)
+		abandonProbe(w)
+		watch(&p.gate, time.Now())
+	}
+	follow(p, d, false)
+	return news
+}
+
+// goOn decides what follows a failed attempt: the delivery is tried again after a wait,
+// up to retry.attempts attempts within maxAge, or it has failed.
+func goOn(w *worker, v verdict) {
+	p := w.pipe
+	d := w.delivery
+	v.detail = fmt.Sprintf("attempt %d of %d: %s", d.attempts, p.set.attempts, v.detail)
+	noteFailure(w, v)
+	if v.reason == reasonTooLarge && len(d.events) > 1 {
+		split(w)
+		return
+	}
+	if !v.retry || d.attempts >= p.set.attempts || d.report != "" {
+		fail(w, v)
+		return
+	}
+	wait := v.after
+	if wait == 0 {
+		wait = backoff(p.set, d.attempts)
+	}
+	if await(w, wait) {
+		p.mu.Lock()
+		p.counts.retried++
+		p.mu.Unlock()
+	}
+}
+
+// noteFailure counts an attempt that failed, and has the gate heed it.
+func noteFailure(w *worker, v verdict) {
+	p := w.pipe
+	d := w.delivery
+	took := time.Since(d.begun).Seconds()
+	p.mu.Lock()
+	p.counts.attempts[sort.SearchFloat64s(attemptBounds, took)]++
+	p.counts.seconds += took
+	p.ledger.lastError = v.detail
+	news := heed(w, v)
+	follow(p, d, v.retry)
+	p.mu.Unlock()
+	if news != "" {
+		logError(news)
+	}
+}
+
+// fail counts the events of the worker's delivery as failed. A reason without a detail
+// leaves the last error that the log tells as it was, which is why they came so far.
+func fail(w *worker, v verdict) {
+	d := w.delivery
+	w.delivery = nil
+	p := w.pipe
+	p.mu.Lock()
+	if v.detail != "" {
+		p.ledger.lastError = v.detail
+	}
+	for _, c := range d.events {
+		settleFailed(p, c, v.reason)
+	}
+	abandonProbe(w)
+	p.mu.Unlock()
+}
+
+// giveUp counts one event as failed.
+func giveUp(w *worker, c *capture, v verdict) {
+	p := w.pipe
+	p.mu.Lock()
+	p.ledger.lastError = v.detail
+	settleFailed(p, c, v.reason)
+	p.mu.Unlock()
+}
+
+// settleFailed counts an event that a worker was at as failed. The pipeline is locked.
+func settleFailed(p *pipeline, c *capture, reason string) {
+	if c.settled {
+		return
+	}
+	c.settled = true
+	p.counts.failed[reason]++
+	p.counts.inFlight--
+	lose(p.ledger)
+	settleBody(p, c)
+}
+
+// settleBody lets go of what an event held that is counted. The pipeline is locked.
+func settleBody(p *pipeline, c *capture) {
+	if c.trimmed && (c.body.cut == "" || c.body.cut == cutLimit) {
+		p.counts.truncated[cutEvent]++
+	} else if c.body != nil && c.body.cut != "" {
+		p.counts.truncated[c.body.cut]++
+	}
+	discharge(p, c)
+}
+
+// rescue counts what a worker was at that panicked; the worker goes on.
+func rescue(w *worker) {
+	r := recover()
+	if r == nil {
+		return
+	}
+	countPanic(r)
+	v := verdict{reason: reasonInternal, detail: "a fault of the plugin"}
+	d := w.delivery
+	if w.writing != nil {
+		giveUp(w, w.writing, v)
+		w.writing = nil
+		if d != nil && d.open {
+			unwrite(d)
+			return
+		}
+	}
+	if d != nil {
+		fail(w, v)
+	}
+}
