@@ -6,6 +6,9 @@ import "sync/atomic"
 // pipelines of a middleware have one in common, as they hold the same bytes; each may
 // hold its share of it, so that a receiver that hangs leaves the others theirs.
 //
+// What a worker writes of a body takes the place of the body. Of a large one that other
+// pipelines hold, too, it comes on top, and counts.
+//
 // Headers are weighed apart from that, in a queue that grows, so that events still go
 // out when bodies have taken all there is for bodies. On top come only the deliveries
 // that workers are at, encoded: one for each worker.
@@ -66,6 +69,7 @@ func discharge(p *pipeline, c *capture) {
 	}
 	if b.shared {
 		p.bodies -= c.held
+		atomic.AddInt64(&p.budget.held, -c.encoded)
 		if atomic.AddInt32(&b.holders, -1) > 0 {
 			return
 		}

@@ -23,6 +23,7 @@ type capture struct {
 	sequence uint64 // given by offer, under the ledger's lock
 	weight   int64  // bytes of the header, if they are charged to the pipeline
 	held     int64  // bytes of the body in the pipeline's share of the budget, if there are several
+	encoded  int64  // bytes of the budget for what a worker wrote of a shared body
 	refused  bool   // whether the header found no room
 	trimmed  bool   // whether maxEventSize took from the body; the worker's, as is all below
 	settled  bool   // whether the outcome was counted

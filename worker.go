@@ -330,6 +330,10 @@ func run(w *worker) {
 			} else if b != nil {
 				writeBody(buffer, b)
 				bodyEnd = buffer.Len()
+				if b.shared && bodyEnd-bodyAt > largePart {
+					c.encoded = 2 * int64(bodyEnd-bodyAt) // a buffer that grows has room for as much again
+					atomic.AddInt64(&p.budget.held, c.encoded)
+				}
 			}
 			mark, _ = fmt.Fprintf(buffer, tail, agent, named, set.attributesField)
 			size = bodyEnd + mark

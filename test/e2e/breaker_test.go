@@ -1,10 +1,7 @@
 package e2e
 
 import (
-	"net/http"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/opencommit/requestmirror/test/lab"
@@ -12,7 +9,7 @@ import (
 
 func TestTheCircuitOpensAndClosesUnderLoad(t *testing.T) {
 	t.Parallel()
-	const clients, failures, workers = 2, 6, 4
+	const failures, workers = 6, 4
 	cases := []struct {
 		name    string
 		fail    func(*lab.Receiver)
@@ -33,30 +30,7 @@ func TestTheCircuitOpensAndClosesUnderLoad(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			s := made[i]
-			var (
-				load sync.WaitGroup
-				sent atomic.Int64
-				stop = make(chan struct{})
-			)
-			for j := range clients {
-				load.Go(func() {
-					for {
-						select {
-						case <-stop:
-							return
-						default:
-						}
-						r, _ := s.request(t, http.MethodPost, protocols[j%2].scheme, "/", strings.NewReader("under load"))
-						if a, err := s.do(r); err != nil || a.StatusCode != http.StatusOK {
-							t.Errorf("a request while the receiver fails: got %v, %v; want 200", a.Response, err)
-							return
-						}
-						sent.Add(1)
-					}
-				})
-			}
-			defer load.Wait()
-			halt := sync.OnceFunc(func() { close(stop) })
+			sent, halt := s.underLoad(t)
 			defer halt()
 			see := func(what string, is func(lab.Ledger) bool) (l lab.Ledger) {
 				t.Helper()
@@ -81,7 +55,6 @@ func TestTheCircuitOpensAndClosesUnderLoad(t *testing.T) {
 			before := see("the circuit to close", func(l lab.Ledger) bool { return l.CircuitBreaker == "closed" })
 			see("deliveries again", func(l lab.Ledger) bool { return l.Delivered > before.Delivered+50 })
 			halt()
-			load.Wait()
 
 			l := s.settle(t, int(sent.Load()))
 			lost := l.Dropped["circuit_open"] + l.Failed["circuit_open"] + l.Failed[c.reason]

@@ -449,3 +449,32 @@ func text(n int) []byte {
 
 // chunked hides the length of a body, so that it is sent in chunks.
 func chunked(p []byte) io.Reader { return struct{ io.Reader }{bytes.NewReader(p)} }
+
+// underLoad has two clients, one over each protocol, send requests until halt, which
+// waits for them.
+func (s *site) underLoad(t *testing.T) (sent *atomic.Int64, halt func()) {
+	var load sync.WaitGroup
+	sent = &atomic.Int64{}
+	stop := make(chan struct{})
+	for _, p := range protocols {
+		load.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				r, _ := s.request(t, http.MethodPost, p.scheme, "/", strings.NewReader("under load"))
+				if a, err := s.do(r); err != nil || a.StatusCode != http.StatusOK {
+					t.Errorf("a request under load: got %v, %v; want 200", a.Response, err)
+					return
+				}
+				sent.Add(1)
+			}
+		})
+	}
+	return sent, sync.OnceFunc(func() {
+		close(stop)
+		load.Wait()
+	})
+}

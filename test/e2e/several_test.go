@@ -6,8 +6,6 @@ import (
 	"net/http"
 	"reflect"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/opencommit/requestmirror/test/event"
@@ -114,7 +112,7 @@ func TestAReceiverThatFailsCostsTheOthersNothing(t *testing.T) {
 
 func TestReceiversComeAndGoUnderLoad(t *testing.T) {
 	t.Parallel()
-	const clients, step = 3, 150
+	const step = 150
 	stays, leaves, comes := (*lab.Receiver)(nil), aReceiver(t), aReceiver(t)
 	options := func(s *site, more ...*lab.Receiver) lab.Options {
 		var urls []string
@@ -126,30 +124,7 @@ func TestReceiversComeAndGoUnderLoad(t *testing.T) {
 	s := mirror(t, lab.Options{"watchURLs": []string{leaves.URL}, "queueSize": 50_000, "drainTimeout": "30s"})
 	stays = s.receiver
 
-	var (
-		load sync.WaitGroup
-		sent atomic.Int64
-		stop = make(chan struct{})
-	)
-	for i := range clients {
-		load.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				r, _ := s.request(t, http.MethodPost, protocols[i%2].scheme, "/", strings.NewReader("under load"))
-				if a, err := s.do(r); err != nil || a.StatusCode != http.StatusOK {
-					t.Errorf("a request during reloads: got %v, %v; want 200", a.Response, err)
-					return
-				}
-				sent.Add(1)
-			}
-		})
-	}
-	defer load.Wait()
-	halt := sync.OnceFunc(func() { close(stop) })
+	sent, halt := s.underLoad(t)
 	defer halt()
 	more := func(r *lab.Receiver) { // events than there are
 		t.Helper()
@@ -165,7 +140,6 @@ func TestReceiversComeAndGoUnderLoad(t *testing.T) {
 		}
 	}
 	halt()
-	load.Wait()
 
 	total := sent.Load()
 	await(t, "all to be delivered", func() (bool, any, error) {
