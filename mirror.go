@@ -175,14 +175,42 @@ func serveBody(m *Mirror, rw http.ResponseWriter, req *http.Request) {
 	m.next.ServeHTTP(rw, req)
 }
 
-// serveCrowded serves a request where one look does not do: there are several
-// receivers, or the queue is full, or the circuit open. What nobody can take is not
-// captured.
+// serveCrowded serves a request where one look does not do: the queue is full, or the
+// circuit open, or there are several receivers. What nobody can take is not captured.
+// It does what dropEarly does, as a call more is felt when a receiver is down.
 func serveCrowded(m *Mirror, rw http.ResponseWriter, req *http.Request) {
+	p := m.pipe
+	if m.others != nil {
+		serveMany(m, rw, req)
+		return
+	}
+	p.mu.Lock()
+	if len(m.shut) > 0 {
+		p.counts.shut++
+	} else if len(m.queue)-p.notices >= m.full {
+		p.counts.full++
+	} else {
+		p.mu.Unlock()
+		serveMirrored(m, rw, req) // there is room after all
+		return
+	}
+	p.sequence++
+	if p.forgotten || p.ledger.teller == nil {
+		noteEarly(p)
+	}
+	p.mu.Unlock()
+	m.next.ServeHTTP(rw, req)
+}
+
+func serveMany(m *Mirror, rw http.ResponseWriter, req *http.Request) {
 	if noRoom(m) {
 		m.next.ServeHTTP(rw, req)
 		return
 	}
+	serveMirrored(m, rw, req)
+}
+
+func serveMirrored(m *Mirror, rw http.ResponseWriter, req *http.Request) {
 	if req.ContentLength != 0 {
 		serveBody(m, rw, req)
 		return

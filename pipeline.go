@@ -112,11 +112,8 @@ func newPipeline(set *settings, to target, l *ledger, budget *budget, boot int64
 	return p
 }
 
-// noRoom says that none of the receivers can take an event, and has counted it then.
+// noRoom says that none of several receivers can take an event, and has counted it then.
 func noRoom(m *Mirror) bool {
-	if m.others == nil {
-		return dropEarly(m.pipe, false)
-	}
 	if takes(m.pipe) {
 		return false
 	}
@@ -224,7 +221,7 @@ func offerCarefully(p *pipeline, c *capture) {
 
 // dropEarly counts a request that found the queue full or the circuit open, and was
 // not captured. Unless that is decided, it returns false if there is room after all:
-// the request looked without a lock.
+// the request looked without a lock. With one receiver, serveCrowded does the same.
 func dropEarly(p *pipeline, decided bool) bool {
 	p.mu.Lock()
 	full := len(p.queue)-p.notices >= p.set.queueSize

@@ -331,7 +331,7 @@ func run(w *worker) {
 				writeBody(buffer, b)
 				bodyEnd = buffer.Len()
 				if b.shared && bodyEnd-bodyAt > largePart {
-					c.encoded = 2 * int64(bodyEnd-bodyAt) // a buffer that grows has room for as much again
+					c.encoded = 3 * int64(bodyEnd-bodyAt) // with what it takes to write it
 					atomic.AddInt64(&p.budget.held, c.encoded)
 				}
 			}
