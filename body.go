@@ -51,6 +51,8 @@ type body struct {
 	last    []byte     // the last part, once closed
 	cut     string     // why there is less than the whole, empty if whole
 
+	lent bool // whether a transport may still read the parts when the event has ended
+
 	// What several pipelines hold never changes once it is closed.
 	shared  bool
 	holders int32 // atomic: pipelines that have not settled it yet, if shared
@@ -232,6 +234,10 @@ func finish(m *Mirror, req *http.Request, c *capture) {
 		explainCut(b, req)
 	}
 	b.mu.Unlock()
+	if m.screened {
+		offerScreened(m, c)
+		return
+	}
 	if m.others != nil {
 		offerAll(m, c)
 		return
@@ -275,10 +281,12 @@ func content(b *body) []byte {
 
 // recycle lets go of the kept bytes; a second call does nothing.
 func recycle(b *body) {
-	for i := range b.full {
-		recyclePart(b.full[i])
+	if !b.lent {
+		for i := range b.full {
+			recyclePart(b.full[i])
+		}
+		recyclePart(b.last)
 	}
-	recyclePart(b.last)
 	b.full = nil
 	b.last = nil
 }

@@ -86,7 +86,7 @@ func keptBody(t testing.TB, p *pipeline, c *capture) (w *wireBody, content []byt
 	if c.body == nil {
 		t.Fatal("got no body in the capture; want one")
 	}
-	w = encodeBody(c.body)
+	w = encodeBody(c, c.body, c.header)
 	if w.Truncated != (w.Reason != "") {
 		t.Errorf("got truncated %v with reason %q; want both or none", w.Truncated, w.Reason)
 	}
@@ -346,7 +346,7 @@ func TestLateReadsAtTheSameTimeConcurrentSafe(t *testing.T) {
 					done <- n
 				}()
 			}))
-			w := encodeBody(c.body)
+			w := encodeBody(c, c.body, c.header)
 			content := contentOf(t, w)
 			if int64(len(content)) != w.Size || w.Size < 1000 || !bytes.Equal(content, sent[:len(content)]) {
 				t.Errorf("length %d: got %d bytes, size %d; want a beginning of what was sent, from 1000 on", length, len(content), w.Size)
@@ -379,7 +379,7 @@ func TestManyBodiesConcurrentSafe(t *testing.T) {
 			t.Errorf("got %d bytes held; want no more than memoryLimit, %d", held, limit)
 		}
 		size := int(c.body.kept + c.body.beyond)
-		w := encodeBody(c.body)
+		w := encodeBody(c, c.body, c.header)
 		content := contentOf(t, w)
 		if !bytes.Equal(content, textOf(size)[:len(content)]) {
 			t.Errorf("got other bytes kept than were sent in a body of %d", size)

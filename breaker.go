@@ -33,11 +33,13 @@ func heed(w *worker, v verdict) (news string) {
 	p := w.pipe
 	g := &p.gate
 	now := time.Now()
-	if until := now.Add(v.after); v.after > 0 && until.After(g.pausedTo) {
+	// What is answered to the copy of a request is about that request.
+	repeated := p.set.format == formatRequest
+	if until := now.Add(v.after); v.after > 0 && !repeated && until.After(g.pausedTo) {
 		g.pausedTo = until
 	}
 	reason := v.reason
-	if v.after > 0 {
+	if v.after > 0 || repeated && reason == reasonGone {
 		reason = reasonRejected
 	}
 	switch reason {

@@ -63,18 +63,28 @@ func discharge(p *pipeline, c *capture) {
 	if c.weight > 0 {
 		atomic.AddInt64(&p.headers, -c.weight)
 	}
-	b := c.body
-	if b == nil {
+	p.bodies -= c.held
+	if c.encoded > 0 {
+		atomic.AddInt64(&p.budget.held, -c.encoded)
+	}
+	letGo(c)
+}
+
+// letGo gives back the bodies that the capture holds.
+func letGo(c *capture) {
+	letGoOf(c.body)
+	if c.response != nil {
+		letGoOf(c.response.body)
+	}
+}
+
+func letGoOf(b *body) {
+	if b == nil || b.shared && atomic.AddInt32(&b.holders, -1) > 0 {
 		return
 	}
-	if b.shared {
-		p.bodies -= c.held
-		atomic.AddInt64(&p.budget.held, -c.encoded)
-		if atomic.AddInt32(&b.holders, -1) > 0 {
-			return
-		}
+	if b.budget != nil {
+		atomic.AddInt64(&b.budget.held, -b.charged)
 	}
-	atomic.AddInt64(&p.budget.held, -b.charged)
 	if b.full != nil {
 		recycle(b)
 	}

@@ -18,27 +18,28 @@ type capture struct {
 	remote   string
 	secure   *tls.ConnectionState // nil without TLS
 	header   http.Header
-	body     *body  // nil for a request without a body
-	random   uint64 // of the event's id, if it goes to several receivers; the worker gives it otherwise
-	sequence uint64 // given by offer, under the ledger's lock
-	weight   int64  // bytes of the header, if they are charged to the pipeline
-	held     int64  // bytes of the body in the pipeline's share of the budget, if there are several
-	encoded  int64  // bytes of the budget for what a worker wrote of a shared body
-	refused  bool   // whether the header found no room
-	trimmed  bool   // whether maxEventSize took from the body; the worker's, as is all below
-	settled  bool   // whether the outcome was counted
+	body     *body     // nil for a request without a body
+	response *response // nil if it is not captured
+	unwanted bool      // whether it turned out that it is not to be mirrored
+	random   uint64    // of the event's id, if it goes to several receivers; the worker gives it otherwise
+	sequence uint64    // given by offer, under the ledger's lock
+	weight   int64     // bytes of the header, if they are charged to the pipeline
+	held     int64     // bytes of the body in the pipeline's share of the budget, if there are several
+	encoded  int64     // bytes of the budget for what a worker wrote of a shared body
+	refused  bool      // whether the header found no room
+	trimmed  bool      // whether maxEventSize took from the body; the worker's, as is all below
+	shorn    bool      // whether it took from the response's
+	withheld int       // bodies that could not be redacted
+	settled  bool      // whether the outcome was counted
 }
 
-// wanted says whether the request is to be mirrored, and counts it as filtered if not.
-func wanted(m *Mirror, req *http.Request) bool {
-	if m.screened && !m.set.methods[req.Method] || req.Header[markerHeader] != nil && isDelivery(req) {
-		countFiltered(m.pipe)
-		for _, other := range m.others {
-			countFiltered(other)
-		}
-		return false
+// captureOf takes what is known of the request when it comes. The request path does
+// the same in mirrorBare and serveBody, where a call more is felt.
+func captureOf(m *Mirror, req *http.Request) *capture {
+	return &capture{
+		set: m.set, at: time.Now(), method: req.Method, uri: req.RequestURI, host: req.Host,
+		proto: req.Proto, remote: req.RemoteAddr, secure: req.TLS, header: req.Header.Clone(),
 	}
-	return true
 }
 
 // backlog is the number of waiting events from which on the header is weighed, too.

@@ -10,15 +10,20 @@ type Config struct {
 	WatchURL             interface{} `json:"watchURL,omitempty"`
 	WatchURLs            interface{} `json:"watchURLs,omitempty"`
 	Methods              interface{} `json:"methods,omitempty"`
+	IncludePaths         interface{} `json:"includePaths,omitempty"`
+	ExcludePaths         interface{} `json:"excludePaths,omitempty"`
+	SampleRate           interface{} `json:"sampleRate,omitempty"`
 	CookieNames          interface{} `json:"cookieNames,omitempty"`
 	Headers              interface{} `json:"headers,omitempty"`         // defaultMode, names
 	QueryParameters      interface{} `json:"queryParameters,omitempty"` // defaultMode, names
 	HashKey              interface{} `json:"hashKey,omitempty"`
+	RedactBodyFields     interface{} `json:"redactBodyFields,omitempty"`
 	MirrorBody           interface{} `json:"mirrorBody,omitempty"`
 	MaxBodySize          interface{} `json:"maxBodySize,omitempty"`
 	BodyContentTypes     interface{} `json:"bodyContentTypes,omitempty"`
 	MaxEventSize         interface{} `json:"maxEventSize,omitempty"`
 	MemoryLimit          interface{} `json:"memoryLimit,omitempty"`
+	CaptureResponse      interface{} `json:"captureResponse,omitempty"`
 	Format               interface{} `json:"format,omitempty"`
 	Batch                interface{} `json:"batch,omitempty"` // maxEvents, maxSize, flushInterval
 	Compression          interface{} `json:"compression,omitempty"`
@@ -35,6 +40,8 @@ type Config struct {
 	Attributes           interface{} `json:"attributes,omitempty"`
 	RequestID            interface{} `json:"requestID,omitempty"`
 	TrustForwardHeader   interface{} `json:"trustForwardHeader,omitempty"`
+	Authenticate         interface{} `json:"authenticate,omitempty"` // header, secrets, prefix, onFailure
+	Answer               interface{} `json:"answer,omitempty"`
 	RequestOrigin        interface{} `json:"requestOrigin,omitempty"`
 	MetricsPath          interface{} `json:"metricsPath,omitempty"`
 	ReportInterval       interface{} `json:"reportInterval,omitempty"`
@@ -54,13 +61,17 @@ func CreateConfig() *Config { return &Config{} }
 // written is the configuration as it was written, by option name.
 func (c *Config) written() map[string]interface{} {
 	return map[string]interface{}{
-		"watchURL": c.WatchURL, "watchURLs": c.WatchURLs, "methods": c.Methods, "cookieNames": c.CookieNames, "headers": c.Headers,
-		"queryParameters": c.QueryParameters, "hashKey": c.HashKey, "mirrorBody": c.MirrorBody,
-		"maxBodySize": c.MaxBodySize, "bodyContentTypes": c.BodyContentTypes, "maxEventSize": c.MaxEventSize,
-		"memoryLimit": c.MemoryLimit, "format": c.Format, "batch": c.Batch, "compression": c.Compression, "queueSize": c.QueueSize, "overflow": c.Overflow, "workers": c.Workers,
-		"timeout": c.Timeout, "maxAge": c.MaxAge, "retry": c.Retry, "circuitBreaker": c.CircuitBreaker, "tls": c.TLS,
-		"customRequestHeaders": c.CustomRequestHeaders, "signingSecrets": c.SigningSecrets,
-		"attributes": c.Attributes, "requestID": c.RequestID, "trustForwardHeader": c.TrustForwardHeader,
-		"requestOrigin": c.RequestOrigin, "metricsPath": c.MetricsPath, "reportInterval": c.ReportInterval, "drainTimeout": c.DrainTimeout, "strict": c.Strict, "enabled": c.Enabled,
+		"watchURL": c.WatchURL, "watchURLs": c.WatchURLs, "methods": c.Methods,
+		"includePaths": c.IncludePaths, "excludePaths": c.ExcludePaths, "sampleRate": c.SampleRate,
+		"cookieNames": c.CookieNames, "headers": c.Headers, "queryParameters": c.QueryParameters, "hashKey": c.HashKey,
+		"redactBodyFields": c.RedactBodyFields, "mirrorBody": c.MirrorBody, "maxBodySize": c.MaxBodySize,
+		"bodyContentTypes": c.BodyContentTypes, "maxEventSize": c.MaxEventSize, "memoryLimit": c.MemoryLimit,
+		"captureResponse": c.CaptureResponse, "format": c.Format, "batch": c.Batch, "compression": c.Compression,
+		"queueSize": c.QueueSize, "overflow": c.Overflow, "workers": c.Workers, "timeout": c.Timeout, "maxAge": c.MaxAge,
+		"retry": c.Retry, "circuitBreaker": c.CircuitBreaker, "tls": c.TLS, "customRequestHeaders": c.CustomRequestHeaders,
+		"signingSecrets": c.SigningSecrets, "attributes": c.Attributes, "requestID": c.RequestID,
+		"trustForwardHeader": c.TrustForwardHeader, "authenticate": c.Authenticate, "answer": c.Answer,
+		"requestOrigin": c.RequestOrigin, "metricsPath": c.MetricsPath, "reportInterval": c.ReportInterval,
+		"drainTimeout": c.DrainTimeout, "strict": c.Strict, "enabled": c.Enabled,
 	}
 }

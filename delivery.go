@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -24,6 +25,8 @@ const (
 type sender struct {
 	transport http.RoundTripper // an *http.Transport, but for tests
 	url       string
+	base      *url.URL    // the same
+	repeats   bool        // whether deliveries are requests themselves
 	host      string      // other than the URL's, if the operator wants that
 	header    http.Header // cloned for each attempt
 	secrets   [][]byte    // of signatures, nil for none
@@ -48,8 +51,25 @@ func newSender(set *settings, to target) *sender {
 	if len(set.secrets) > 0 {
 		s.markerKey = set.secrets[0]
 	}
+	s.base = to.url
+	s.repeats = set.format == formatRequest
 	s.host = s.header.Get("Host")
 	s.header.Del("Host")
+	if to.basicAuth != "" && s.header.Get("Authorization") == "" {
+		s.header.Set("Authorization", to.basicAuth)
+	}
+	if set.requestOrigin != "" {
+		s.header.Set("Webhook-Request-Origin", set.requestOrigin) // CloudEvents' webhook specification, 2.1
+	}
+	if !s.repeats {
+		introduce(s, set)
+	}
+	s.stamp.Store(newStamp(s, 0))
+	return s
+}
+
+// introduce says what the deliveries of events are.
+func introduce(s *sender, set *settings) {
 	s.header.Set("Content-Type", contentTypes[set.format])
 	if set.batchEvents > 1 && set.format == formatCloudEvents {
 		s.header.Set("Content-Type", batchType)
@@ -57,14 +77,6 @@ func newSender(set *settings, to target) *sender {
 	if s.header.Get("User-Agent") == "" {
 		s.header.Set("User-Agent", "requestmirror/"+version)
 	}
-	if to.basicAuth != "" && s.header.Get("Authorization") == "" {
-		s.header.Set("Authorization", to.basicAuth)
-	}
-	if set.requestOrigin != "" {
-		s.header.Set("Webhook-Request-Origin", set.requestOrigin) // CloudEvents' webhook specification, 2.1
-	}
-	s.stamp.Store(newStamp(s, 0))
-	return s
 }
 
 func currentSender(p *pipeline) *sender {
@@ -104,7 +116,7 @@ func renewed(p *pipeline, old *sender) *sender {
 	for _, to := range set.targets {
 		if text == "" && to.written == p.to.written {
 			s := newSender(set, to)
-			replaceSender(p, s)
+			replaceSender(p, s, set)
 			closeIdle(old)
 			old = s
 		}
@@ -127,8 +139,13 @@ func closeIdle(s *sender) {
 func newStamp(s *sender, second int64) *stamp {
 	timestamp := strconv.FormatInt(second, 10)
 	header := s.header.Clone()
-	header.Set("Webhook-Timestamp", timestamp)
-	header.Set(markerHeader, marker(s.markerKey, timestamp))
+	mark := marker(s.markerKey, timestamp)
+	if s.repeats {
+		mark = timestamp + "," + mark // as webhook-timestamp may be the original's
+	} else {
+		header.Set("Webhook-Timestamp", timestamp)
+	}
+	header.Set(markerHeader, mark)
 	return &stamp{second: second, timestamp: timestamp, header: header}
 }
 

@@ -92,7 +92,7 @@ func asVariables(o *overview) map[string]interface{} {
 func receiverVariables(r *reading) map[string]interface{} {
 	c := r.counts
 	return map[string]interface{}{
-		"seen": c.filtered + c.sampledOut + c.offered, "filtered": c.filtered, "sampledOut": c.sampledOut,
+		"seen": c.filtered + c.sampledOut + c.offered, "filtered": c.filtered, "unauthenticated": c.unauthenticated, "sampledOut": c.sampledOut,
 		"enqueued": c.offered - sum(c.dropped), "dropped": c.dropped,
 		"delivered": c.delivered, "failed": c.failed, "inFlight": c.inFlight, "waiting": r.waiting,
 		"retried": c.retried, "truncated": c.truncated,

@@ -22,6 +22,7 @@ const (
 	reasonServerError = "server_error"   // 5xx to the end
 	reasonGone        = "gone"           // 410
 	reasonTooLarge    = "too_large"      // 413
+	reasonIncomplete  = "incomplete"     // format request, and a part of the body is missing
 	reasonInternal    = "internal_error" // a fault of this plugin
 )
 
@@ -55,13 +56,15 @@ type counts struct {
 	filtered   uint64 // requests that were not wanted
 	sampledOut uint64
 	delivered  uint64
-	inFlight   uint64            // events that workers are at; it does not only grow
-	retried    uint64            // attempts after the first
-	dropped    map[string]uint64 // events that found no place in the queue, by reason
-	failed     map[string]uint64 // events that were in it, by reason
-	truncated  map[string]uint64 // events with a cut body, by reason
-	attempts   []uint64          // by duration: at most attemptBounds[i] seconds, the last one above all
-	seconds    float64           // of all attempts
+
+	unauthenticated uint64            // of those filtered
+	inFlight        uint64            // events that workers are at; it does not only grow
+	retried         uint64            // attempts after the first
+	dropped         map[string]uint64 // events that found no place in the queue, by reason
+	failed          map[string]uint64 // events that were in it, by reason
+	truncated       map[string]uint64 // events with a cut body, by reason
+	attempts        []uint64          // by duration: at most attemptBounds[i] seconds, the last one above all
+	seconds         float64           // of all attempts
 
 	// Dropped without being captured, by reason; not yet in dropped, as the request
 	// path only counts.
@@ -79,6 +82,7 @@ func (c *counts) add(other *counts) {
 	c.offered += other.offered
 	c.filtered += other.filtered
 	c.sampledOut += other.sampledOut
+	c.unauthenticated += other.unauthenticated
 	c.delivered += other.delivered
 	c.inFlight += other.inFlight
 	c.retried += other.retried

@@ -13,7 +13,7 @@ import (
 // loss is an increase, too: to Prometheus a counter that was not there has not grown.
 // Sorted. What is counted for a reason that is missing here is written all the same.
 var (
-	droppedReasons = []string{reasonCircuitOpen, reasonMemory, reasonQueueFull}
+	droppedReasons = []string{reasonCircuitOpen, reasonIncomplete, reasonMemory, reasonQueueFull}
 	failedReasons  = []string{
 		reasonCircuitOpen, reasonExpired, reasonGone, reasonInternal, reasonNetwork, reasonQueueFull,
 		reasonRejected, reasonRetired, reasonServerError, reasonTimeout, reasonTooLarge,
@@ -97,7 +97,7 @@ func writeMetrics(b *bytes.Buffer, o *overview) {
 		func(r *reading) uint64 { return r.counts.retried })
 
 	writeHead(b, "bodies_truncated_total", "counter",
-		"Delivered or failed events whose body is not the whole body of the request, by reason.")
+		"Bodies of requests and responses that are not whole, of events that were delivered, failed or incomplete, by reason.")
 	for _, s := range all {
 		writeReasons(b, "bodies_truncated_total", s.labels, cutReasons, s.r.counts.truncated)
 	}
@@ -147,7 +147,8 @@ func writeEvents(b *bytes.Buffer, all []labelled) {
 		writeSample(b, "events_total", s.labels+`,outcome="delivered",reason=""`, c.delivered)
 		writeReasons(b, "events_total", s.labels+`,outcome="dropped"`, droppedReasons, c.dropped)
 		writeReasons(b, "events_total", s.labels+`,outcome="failed"`, failedReasons, c.failed)
-		writeSample(b, "events_total", s.labels+`,outcome="filtered",reason=""`, c.filtered)
+		writeSample(b, "events_total", s.labels+`,outcome="filtered",reason=""`, c.filtered-c.unauthenticated)
+		writeSample(b, "events_total", s.labels+`,outcome="filtered",reason="unauthenticated"`, c.unauthenticated)
 		writeSample(b, "events_total", s.labels+`,outcome="sampled_out",reason=""`, c.sampledOut)
 	}
 }

@@ -16,8 +16,8 @@ import (
 // twoMiddlewares is an overview with everything that a page can show.
 func twoMiddlewares() *overview {
 	busy := &counts{
-		offered: 1000, filtered: 20, sampledOut: 3, delivered: 952, inFlight: 4, retried: 9,
-		dropped:   map[string]uint64{reasonQueueFull: 12, reasonMemory: 1},
+		offered: 1000, filtered: 20, unauthenticated: 5, sampledOut: 3, delivered: 950, inFlight: 4, retried: 9,
+		dropped:   map[string]uint64{reasonQueueFull: 12, reasonMemory: 1, reasonIncomplete: 2},
 		failed:    map[string]uint64{reasonTimeout: 3},
 		truncated: map[string]uint64{cutLimit: 5},
 		attempts:  []uint64{600, 200, 100, 30, 10, 5, 5, 4, 3, 2, 1, 1, 0, 0, 3},

@@ -40,7 +40,7 @@ type Mirror struct {
 	shut     chan struct{}
 	full     int   // events in the queue from which on there is more to look at
 	small    int64 // bodies of up to this size are kept in one piece
-	screened bool  // whether methods are filtered
+	screened bool  // whether a request is more than mirrored and passed on: screen.go
 }
 
 // New makes the middleware of one router; Traefik calls it for every router that
@@ -97,7 +97,7 @@ func build(ctx context.Context, b *built, next http.Handler, config *Config, nam
 		return
 	}
 	b.handler = next
-	if set.enabled && len(set.targets) > 0 && !(set.methods != nil && len(set.methods) == 0) {
+	if set.enabled && len(set.targets) > 0 && !isIdle(set) {
 		b.handler = newMirror(next, set, lease(ctx, set))
 	}
 	if set.enabled && set.metricsPath != "" {
@@ -105,10 +105,15 @@ func build(ctx context.Context, b *built, next http.Handler, config *Config, nam
 	}
 }
 
+// isIdle says whether there is nothing to do for any request.
+func isIdle(set *settings) bool {
+	return set.methods != nil && len(set.methods) == 0 && set.answer == 0 && set.authentication == nil
+}
+
 // newMirror mirrors to the pipelines, of which there is at least one.
 func newMirror(next http.Handler, set *settings, pipes []*pipeline) *Mirror {
 	p := pipes[0]
-	m := &Mirror{next: next, pipe: p, set: set, queue: p.queue, shut: p.shut, full: set.queueSize, screened: set.methods != nil}
+	m := &Mirror{next: next, pipe: p, set: set, queue: p.queue, shut: p.shut, full: set.queueSize, screened: isScreened(set)}
 	if set.dropOldest {
 		m.full = math.MaxInt
 	}
@@ -125,14 +130,13 @@ func newMirror(next http.Handler, set *settings, pipes []*pipeline) *Mirror {
 	return m
 }
 
-// ServeHTTP mirrors the request and passes it on. It never answers, never waits
-// and hands rw and, but for a tee in its body, req to the next handler as they came.
+// ServeHTTP mirrors the request and passes it on. It never waits and hands rw and, but
+// for a tee in its body, req to the next handler as they came. What options make more
+// of a request is in screen.go.
 func (m *Mirror) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 	if m.screened || req.Header[markerHeader] != nil {
-		if !wanted(m, req) {
-			m.next.ServeHTTP(rw, req)
-			return
-		}
+		serveScreened(m, rw, req)
+		return
 	}
 	if len(m.queue) >= m.full || len(m.shut) > 0 {
 		serveCrowded(m, rw, req)

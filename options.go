@@ -3,6 +3,7 @@ package requestmirror
 import (
 	"fmt"
 	"reflect"
+	"regexp"
 	"sort"
 	"strconv"
 	"strings"
@@ -16,6 +17,7 @@ type reader struct {
 	values   map[string]interface{} // as written; sections are inlined: "retry.attempts"
 	names    map[string]string      // path in lower case → path as written
 	known    []knownOption
+	opened   []string // sections that were written, with a dot
 	problems []string
 	secrets  []string          // options that hold secrets, as they were written
 	files    map[string]string // what is in the files that they name, by path
@@ -30,7 +32,7 @@ type knownOption struct {
 
 // sections are the options whose parts are options themselves. The names under open
 // sections are the user's.
-var sections = []string{"headers", "queryParameters", "batch", "retry", "circuitBreaker", "tls"}
+var sections = []string{"headers", "queryParameters", "batch", "retry", "circuitBreaker", "tls", "authenticate"}
 
 func newReader(config *Config) *reader {
 	r := &reader{values: map[string]interface{}{}, names: map[string]string{}, files: map[string]string{}}
@@ -63,6 +65,7 @@ func (r *reader) writeSection(path string, value interface{}) {
 		r.problem(path, show(path, value), "options under it, such as "+path+"."+partsOf[path])
 		return
 	}
+	r.opened = append(r.opened, path+".")
 	for _, key := range v.MapKeys() {
 		full := path + "." + fmt.Sprint(key.Interface())
 		if item := v.MapIndex(key).Interface(); item != nil {
@@ -75,7 +78,7 @@ func (r *reader) writeSection(path string, value interface{}) {
 // partsOf names one part of each section, for messages.
 var partsOf = map[string]string{
 	"headers": "defaultMode", "queryParameters": "defaultMode", "batch": "maxEvents", "retry": "attempts",
-	"circuitBreaker": "failures", "tls": "ca",
+	"circuitBreaker": "failures", "tls": "ca", "authenticate": "secrets",
 }
 
 func (r *reader) problem(path, given, wanted string) {
@@ -101,6 +104,21 @@ func (r *reader) value(path, standard string) (interface{}, bool) {
 	}
 	delete(r.names, strings.ToLower(path))
 	return r.values[name], true
+}
+
+// has says whether anything was written whose name begins so.
+func (r *reader) has(prefix string) bool {
+	for path := range r.values {
+		if strings.HasPrefix(strings.ToLower(path), prefix) {
+			return true
+		}
+	}
+	for _, section := range r.opened {
+		if section == prefix {
+			return true
+		}
+	}
+	return false
 }
 
 func (r *reader) text(path, standard string) string {
@@ -173,6 +191,45 @@ func wholeNumber(value interface{}) (int64, bool) {
 	}
 	n, err := strconv.ParseInt(strings.TrimSpace(fmt.Sprint(value)), 10, 64)
 	return n, err == nil
+}
+
+// fraction reads a number from 0 to 1.
+func (r *reader) fraction(path string, standard float64) float64 {
+	value, ok := r.value(path, strconv.FormatFloat(standard, 'g', -1, 64))
+	if !ok {
+		return standard
+	}
+	f, err := strconv.ParseFloat(strings.TrimSpace(fmt.Sprint(value)), 64)
+	if err != nil || !(f >= 0 && f <= 1) { // nor NaN
+		r.problem(path, show(path, value), "a number from 0 to 1")
+		return standard
+	}
+	return f
+}
+
+// patterns reads a list of regular expressions as one that finds any of them; nil if
+// nothing was written.
+func (r *reader) patterns(path, standard string) *regexp.Regexp {
+	list, _ := r.list(path, standard)
+	forms := make([]string, 0, len(list))
+	for i, item := range list {
+		if _, err := regexp.Compile(item); err != nil {
+			r.problem(fmt.Sprintf("%s[%d]", path, i), strconv.Quote(item), "a regular expression: "+err.Error())
+			continue
+		}
+		if _, err := regexp.Compile("(?:" + item + ")"); err != nil {
+			item += `\E` // it is quoted to its end
+		}
+		forms = append(forms, "(?:"+item+")")
+	}
+	if len(forms) == 0 {
+		return nil
+	}
+	all, err := regexp.Compile(strings.Join(forms, "|"))
+	if err != nil {
+		r.problem(path, "too much", "fewer or smaller expressions: "+err.Error())
+	}
+	return all
 }
 
 // duration reads a Go duration such as "1m30s"; a bare number is seconds, as in
@@ -310,7 +367,7 @@ func (r *reader) spell(path string, value interface{}, wanted string) (string, b
 // secretOptions hold secrets, so what was written for them is never shown.
 var secretOptions = map[string]bool{
 	"watchURL": true, "watchURLs": true, "hashKey": true, "signingSecrets": true, "customRequestHeaders": true,
-	"tls": true, "tls.ca": true, "tls.cert": true, "tls.key": true,
+	"tls": true, "tls.ca": true, "tls.cert": true, "tls.key": true, "authenticate": true, "authenticate.secrets": true,
 }
 
 func show(path string, value interface{}) string {
@@ -325,74 +382,6 @@ func show(path string, value interface{}) string {
 		return strconv.Quote(s)
 	}
 	return fmt.Sprint(value)
-}
-
-// unknown lists the names that no option was asked by, each with the closest option.
-func (r *reader) unknown() []string {
-	list := []string{}
-	for _, name := range r.names {
-		text := printable(name) + ": unknown option"
-		if closest := r.closest(name); closest != "" {
-			text += ", did you mean " + closest + "?"
-		}
-		list = append(list, text)
-	}
-	sort.Strings(list)
-	return list
-}
-
-func (r *reader) closest(name string) string {
-	best, distance := "", len(name)/2+1
-	for _, option := range r.known {
-		if d := editDistance(strings.ToLower(name), strings.ToLower(option.path)); d < distance {
-			best = option.path
-			distance = d
-		}
-	}
-	return best
-}
-
-// editDistance is Levenshtein's.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		diagonal := row[0]
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := diagonal
-			if a[i-1] != b[j-1] {
-				cost++
-			}
-			diagonal = row[j]
-			row[j] = least(cost, row[j]+1, row[j-1]+1)
-		}
-	}
-	return row[len(b)]
-}
-
-func least(a, b, c int) int {
-	if b < a {
-		a = b
-	}
-	if c < a {
-		a = c
-	}
-	return a
-}
-
-// describeProblems is the text for the log, or of the error: all problems at once.
-func describeProblems(name string, strict bool, problems, unknown []string) string {
-	consequence := "requests pass unmirrored until this is mended"
-	if strict {
-		consequence = "strict, so the router is not set up"
-	} else if len(problems) == 0 {
-		consequence = "requests are mirrored as if these were not there"
-	}
-	return fmt.Sprintf("requestmirror %q: invalid configuration (%s):\n  %s", name, consequence,
-		strings.Join(append(append([]string{}, problems...), unknown...), "\n  "))
 }
 
 // validHeaderName says whether a name is a token (RFC 9110, 5.6.2).

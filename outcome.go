@@ -108,12 +108,26 @@ func settleFailed(p *pipeline, c *capture, reason string) {
 
 // settleBody lets go of what an event held that is counted. The pipeline is locked.
 func settleBody(p *pipeline, c *capture) {
-	if c.trimmed && (c.body.cut == "" || c.body.cut == cutLimit) {
-		p.counts.truncated[cutEvent]++
-	} else if c.body != nil && c.body.cut != "" {
-		p.counts.truncated[c.body.cut]++
+	countCut(p, c.body, c.trimmed)
+	if c.response != nil {
+		countCut(p, c.response.body, c.shorn)
+	}
+	if c.withheld > 0 {
+		p.counts.truncated[cutContentType] += uint64(c.withheld)
 	}
 	discharge(p, c)
+}
+
+// countCut counts a body that is not whole. The pipeline is locked.
+func countCut(p *pipeline, b *body, trimmed bool) {
+	if b == nil {
+		return
+	}
+	if trimmed && (b.cut == "" || b.cut == cutLimit) {
+		p.counts.truncated[cutEvent]++
+	} else if b.cut != "" {
+		p.counts.truncated[b.cut]++
+	}
 }
 
 // rescue counts what a worker was at that panicked; the worker goes on.

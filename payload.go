@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 )
@@ -22,6 +23,7 @@ const (
 
 	formatCloudEvents = "cloudevents"
 	formatJSON        = "json"
+	formatRequest     = "request" // replay.go
 )
 
 // contentTypes of a delivery, by format. The bytes are the same.
@@ -81,9 +83,10 @@ func formOf(source, boot string) string {
 }
 
 // newID is an id for a time.
-func newID(at time.Time) string {
+func newID(at time.Time) string { return idOf(at, rand.Uint64()) }
+
+func idOf(at time.Time, random uint64) string {
 	ms := at.UnixMilli()
-	random := rand.Uint64()
 	return fmt.Sprintf(idForm, ms>>16, ms&0xffff, random>>52, random>>38&0x3fff|0x8000, random*spread>>16)
 }
 
@@ -115,16 +118,30 @@ func escape(s string) string {
 	return q[1 : len(q)-1]
 }
 
-// writeBody adds the body of a request to the first stroke.
-func writeBody(buffer *bytes.Buffer, b *body) {
+// writeBody adds a body to the event, behind what is there.
+func writeBody(buffer *bytes.Buffer, p *pipeline, c *capture, b *body, header http.Header) {
+	start := buffer.Len()
 	_, _ = buffer.WriteString(`,"body":`)
-	encodeJSON(buffer, encodeBody(b))
+	encodeJSON(buffer, encodeBody(c, b, header))
 	buffer.Truncate(buffer.Len() - 1) // the line break
+	if n := buffer.Len() - start; b.shared && n > largePart {
+		charged := 3 * int64(n) // with what it takes to write it
+		c.encoded += charged
+		atomic.AddInt64(&p.budget.held, charged)
+	}
 }
 
-func encodeBody(b *body) *wireBody {
+func encodeBody(c *capture, b *body, header http.Header) *wireBody {
 	kept := content(b)
 	w := &wireBody{Size: b.kept + b.beyond, Truncated: b.cut != "", Reason: b.cut}
+	if fields := c.set.bodyFields; fields != nil && len(kept) > 0 {
+		withheld := false
+		kept, withheld = redactBody(fields, header, kept)
+		if withheld {
+			c.withheld++
+			return &wireBody{Size: w.Size, Truncated: true, Reason: cutContentType}
+		}
+	}
 	if w.Truncated {
 		kept = wholeRunes(kept)
 	}

@@ -309,7 +309,7 @@ func TestEncodeBody(t *testing.T) {
 		{"parts", &body{kept: 3, full: [][]byte{[]byte("a"), []byte("b")}, last: []byte("c"), closed: true}, `{"content":"abc","size":3,"truncated":false}`},
 		{"a character over two parts", &body{kept: 3, full: [][]byte{[]byte("\xe2\x82")}, last: []byte("\xac"), closed: true}, `{"content":"€","size":3,"truncated":false}`},
 	} {
-		got, err := json.Marshal(encodeBody(c.body))
+		got, err := json.Marshal(encodeBody(&capture{set: &settings{}}, c.body, nil))
 		if err != nil || string(got) != c.want {
 			t.Errorf("%s: got %s, %v; want %s", c.name, got, err, c.want)
 		}

@@ -138,9 +138,9 @@ func takes(p *pipeline) bool {
 func offerAll(m *Mirror, c *capture) {
 	defer contain()
 	c.random = rand.Uint64() | 1
-	if c.body != nil {
-		c.body.shared = true
-		c.body.holders = int32(1 + len(m.others))
+	share(c.body, 1+len(m.others))
+	if c.response != nil {
+		share(c.response.body, 1+len(m.others))
 	}
 	for _, p := range m.others {
 		own := *c
@@ -149,8 +149,15 @@ func offerAll(m *Mirror, c *capture) {
 	offerShare(m.pipe, c)
 }
 
-// offerShare offers an event that others hold, too; without its body, if the pipeline
-// holds its share of bodies already.
+func share(b *body, holders int) {
+	if b != nil {
+		b.shared = true
+		b.holders = int32(holders)
+	}
+}
+
+// offerShare offers an event that others hold, too; without its bodies, if the pipeline
+// holds its share of them already.
 func offerShare(p *pipeline, c *capture) {
 	if !takes(p) && dropEarly(p, false) {
 		p.mu.Lock()
@@ -158,20 +165,54 @@ func offerShare(p *pipeline, c *capture) {
 		p.mu.Unlock()
 		return
 	}
-	if c.body != nil && c.body.charged > 0 {
+	if charged := chargedFor(c); charged > 0 && !takeShare(p, c, charged) {
 		p.mu.Lock()
-		share := p.budget.limit / atomic.LoadInt64(&p.receivers)
-		if p.bodies+c.body.charged <= share {
-			c.held = c.body.charged
-			p.bodies += c.held
-		} else {
-			size := c.body.kept + c.body.beyond
-			discharge(p, c)
-			c.body = &body{cut: cutMemory, beyond: size}
-		}
+		discharge(p, c)
 		p.mu.Unlock()
+		if c.set.format == formatRequest {
+			dropCut(p, cutMemory)
+			return
+		}
+		c.body = withoutBytes(c.body)
+		if c.response != nil {
+			own := *c.response
+			own.body = withoutBytes(own.body)
+			c.response = &own
+		}
 	}
 	offer(p, c)
+}
+
+func takeShare(p *pipeline, c *capture, charged int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	// One that holds nothing may take any, or a body above the share could never be sent.
+	if p.bodies > 0 && p.bodies+charged > p.budget.limit/atomic.LoadInt64(&p.receivers) {
+		return false
+	}
+	c.held = charged
+	p.bodies += charged
+	return true
+}
+
+// chargedFor is what the capture's bodies take of the budget.
+func chargedFor(c *capture) int64 {
+	n := int64(0)
+	if c.body != nil {
+		n = c.body.charged
+	}
+	if c.response != nil && c.response.body != nil {
+		n += c.response.body.charged
+	}
+	return n
+}
+
+// withoutBytes is what is left of a body for which there is no memory.
+func withoutBytes(b *body) *body {
+	if b == nil {
+		return nil
+	}
+	return &body{cut: cutMemory, beyond: b.kept + b.beyond}
 }
 
 // offer puts the capture into the queue or counts why not. It never waits: the lock
@@ -250,12 +291,6 @@ func noteEarly(p *pipeline) {
 	if p.ledger.teller == nil {
 		p.ledger.teller = tellLater(p.ledger)
 	}
-}
-
-func countFiltered(p *pipeline) {
-	p.mu.Lock()
-	p.counts.filtered++
-	p.mu.Unlock()
 }
 
 // drop counts an event that found no place. The pipeline is locked.

@@ -145,12 +145,13 @@ func latestSettings(p *pipeline) *settings {
 	return p.latest
 }
 
-// replaceSender makes the pipeline deliver with other secrets.
-func replaceSender(p *pipeline, s *sender) {
+// replaceSender makes the pipeline deliver with other secrets, as they are in set.
+func replaceSender(p *pipeline, s *sender, set *settings) {
 	registryMu.Lock()
 	defer registryMu.Unlock()
 	p.mu.Lock()
 	p.sender = s
+	p.latest = set
 	p.mu.Unlock()
 	noteMarkerKeys()
 }

@@ -64,7 +64,12 @@ func marker(key []byte, timestamp string) string {
 // isDelivery says whether the request carries a marker made with the key of one of
 // the pipelines of this process, or of another replica with the same signing secret.
 func isDelivery(req *http.Request) bool {
+	mark := req.Header.Get(markerHeader)
 	timestamp := req.Header.Get("Webhook-Timestamp")
+	if own, rest, found := strings.Cut(mark, ",v1,"); found { // of a repeated request
+		timestamp = own
+		mark = "v1," + rest
+	}
 	seconds, err := strconv.ParseInt(timestamp, 10, 64)
 	if err != nil {
 		return false
@@ -73,7 +78,7 @@ func isDelivery(req *http.Request) bool {
 	if age > markerAge || age < -markerAge {
 		return false
 	}
-	given := []byte(req.Header.Get(markerHeader))
+	given := []byte(mark)
 	keys, _ := markerKeys.Load().([][]byte)
 	for _, key := range keys {
 		if hmac.Equal(given, []byte(marker(key, timestamp))) {

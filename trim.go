@@ -7,6 +7,19 @@ import (
 	"unicode/utf8"
 )
 
+// trimEvent makes an event fit into limit bytes: it cuts the body of the response, and
+// if that is not enough that of the request. It says whether that was enough.
+func trimEvent(buffer *bytes.Buffer, c *capture, start, bodyAt, bodyEnd, responseAt, responseEnd, limit int) bool {
+	responded := responseEnd > responseAt
+	if responded && trim(buffer, c.response.body, start, responseAt, responseEnd, limit) {
+		c.shorn = true
+		return true
+	}
+	c.trimmed = trim(buffer, c.body, start, bodyAt, bodyEnd, limit)
+	c.shorn = c.trimmed && responded
+	return c.trimmed
+}
+
 // trim makes the event that begins at start fit into limit bytes: it takes as much from
 // the end of its body, which is from bodyAt to bodyEnd, as it must. It says whether that
 // was enough.

@@ -69,6 +69,7 @@ func run(w *worker) {
 	defer rescue(w)
 	p := w.pipe
 	batched := p.set.batchEvents > 1
+	repeated := p.set.format == formatRequest
 	eventLimit, batchLimit := sizeLimits(p.set)
 	s := currentSender(p)
 	wary := false // whether the next attempt needs a look at the gate
@@ -82,12 +83,14 @@ func run(w *worker) {
 	var values []string
 	var random uint64
 	var us, second, released int64
-	var mark, lines, start, bodyAt, bodyEnd, size int
+	var mark, lines, start, bodyAt, bodyEnd, size, responseAt, responseEnd int
 	var fits bool
 	var cookie *http.Cookie
 	var wanted map[string][]string
 	jar := &http.Request{}
 	var b *body
+	var req *http.Request
+	var err error
 	series := rand.Uint64()
 	scratch := &bytes.Buffer{}
 	encoder := json.NewEncoder(scratch)
@@ -171,6 +174,12 @@ func run(w *worker) {
 			w.taken[w.next] = nil
 			w.next++
 			w.writing = c
+			if repeated {
+				d = copyOf(c)
+				w.delivery = d
+				w.writing = nil
+				continue
+			}
 			if d == nil {
 				d = &delivery{}
 				if batched {
@@ -209,11 +218,11 @@ func run(w *worker) {
 			if path == "" || path[0] != '/' {
 				path = pathOfOther(path)
 			}
-			trace = ""
+			trace = set.sampledField
 			if c.header["Traceparent"] != nil {
 				trace = traceparentOf(c.header)
 				d.traceparent = trace
-				trace = traceField(trace)
+				trace = set.sampledField + traceField(trace)
 			}
 			key = c.remote + c.proto + c.host
 			from = contexts[key]
@@ -320,7 +329,7 @@ func run(w *worker) {
 			bodyAt = start + mark
 			bodyEnd = bodyAt
 			b = c.body
-			if b != nil && b.cut == "" && b.full == nil && utf8.Valid(b.last) {
+			if b != nil && b.cut == "" && b.full == nil && set.bodyFields == nil && utf8.Valid(b.last) {
 				// What most bodies are: whole, in one piece, and text.
 				scratch.Reset()
 				_ = encoder.Encode(string(b.last))
@@ -328,19 +337,22 @@ func run(w *worker) {
 				mark, _ = fmt.Fprintf(buffer, bodyForm, plain[:len(plain)-1], b.kept)
 				bodyEnd += mark
 			} else if b != nil {
-				writeBody(buffer, b)
+				writeBody(buffer, p, c, b, c.header)
 				bodyEnd = buffer.Len()
-				if b.shared && bodyEnd-bodyAt > largePart {
-					c.encoded = 3 * int64(bodyEnd-bodyAt) // with what it takes to write it
-					atomic.AddInt64(&p.budget.held, c.encoded)
-				}
 			}
-			mark, _ = fmt.Fprintf(buffer, tail, agent, named, set.attributesField)
-			size = bodyEnd + mark
-			if size-start > eventLimit {
-				c.trimmed = trim(buffer, c.body, start, bodyAt, bodyEnd, eventLimit)
+			responseAt = 0
+			responseEnd = 0
+			if c.response == nil {
+				mark, _ = fmt.Fprintf(buffer, tail, agent, named, set.attributesField)
+				size = bodyEnd + mark
+			} else {
+				responseAt, responseEnd = writeTail(buffer, p, c, tail, agent, named)
 				size = buffer.Len()
-				if !c.trimmed {
+			}
+			if size-start > eventLimit {
+				fits = trimEvent(buffer, c, start, bodyAt, bodyEnd, responseAt, responseEnd, eventLimit)
+				size = buffer.Len()
+				if !fits {
 					buffer.Truncate(start)
 					size = start
 					w.writing = nil
@@ -401,25 +413,32 @@ func run(w *worker) {
 			head, _ = s.stamp.Load().(*stamp)
 		}
 		ctx, cancel := context.WithTimeout(p.life, p.set.timeout)
-		// With a bytes.Reader the transport can send again on a connection that the
-		// receiver had closed meanwhile, which is no attempt.
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(d.payload))
-		if err != nil {
-			panic(err) // the URL was parsed before
+		if repeated {
+			req, err = repeat(ctx, p, s, head, d)
+			if err != nil {
+				panic(err) // the server has read its URI, so this cannot be
+			}
+		} else {
+			// With a bytes.Reader the transport can send again on a connection that the
+			// receiver had closed meanwhile, which is no attempt.
+			req, err = http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(d.payload))
+			if err != nil {
+				panic(err) // the URL was parsed before
+			}
+			// Set by index, with canonical names: a call costs more.
+			marks := head.header.Clone()
+			marks["Webhook-Id"] = []string{d.id}
+			if s.secrets != nil {
+				marks["Webhook-Signature"] = []string{sign(s.secrets, d.id, head.timestamp, d.payload)}
+			}
+			if d.traceparent != "" && !batched {
+				marks["Traceparent"] = []string{d.traceparent}
+			}
+			if d.compressed {
+				marks["Content-Encoding"] = []string{"gzip"}
+			}
+			req.Header = marks
 		}
-		// Set by index, with canonical names: a call costs more.
-		marks := head.header.Clone()
-		marks["Webhook-Id"] = []string{d.id}
-		if s.secrets != nil {
-			marks["Webhook-Signature"] = []string{sign(s.secrets, d.id, head.timestamp, d.payload)}
-		}
-		if d.traceparent != "" && !batched {
-			marks["Traceparent"] = []string{d.traceparent}
-		}
-		if d.compressed {
-			marks["Content-Encoding"] = []string{"gzip"}
-		}
-		req.Header = marks
 		if s.host != "" {
 			req.Host = s.host
 		}
@@ -456,9 +475,9 @@ func run(w *worker) {
 		for _, c = range d.events {
 			c.settled = true
 			b = c.body
-			if b != nil && c.weight == 0 && b.cut == "" && b.full == nil && !b.shared && !c.trimmed {
+			if b != nil && c.weight == 0 && c.response == nil && b.cut == "" && b.full == nil && !b.shared && !c.trimmed {
 				released += b.charged // what settleBody does with most bodies
-			} else if b != nil || c.weight > 0 {
+			} else if b != nil || c.weight > 0 || c.response != nil {
 				settleBody(p, c)
 			}
 		}

@@ -225,9 +225,11 @@ func isStatic(tree map[string]any) bool {
 	return len(tree) > 0
 }
 
-// isOther says whether a document is a Kubernetes object that plugins are not in.
+// isOther says whether a document is a Kubernetes object that plugins are not in; the
+// Kubernetes suite applies those.
 func isOther(tree map[string]any) bool {
-	return tree["kind"] == "Ingress" || tree["kind"] == "Secret"
+	kind, ok := tree["kind"]
+	return ok && kind != "Middleware"
 }
 
 // decode does what Traefik does to make a Config: pkg/plugins/middlewareyaegi.go.

@@ -67,7 +67,7 @@ type Event struct {
 	RequestID  string
 	Attributes map[string]string
 	Response   *Response // nil unless captured
-	Duration   float64   // milliseconds
+	Duration   float64   // milliseconds; 0 without a response
 
 	Raw []byte // as delivered, to look for what must not be in it
 }
@@ -84,8 +84,8 @@ type Body struct {
 
 // Response is the captured answer.
 type Response struct {
-	Status int
-	Header map[string][]string
+	Status int                 // 0 when it was not given
+	Header map[string][]string // lower-case names
 	Body   *Body
 }
 

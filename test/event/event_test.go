@@ -130,6 +130,8 @@ func TestParseAcceptsWhatTheContractAllows(t *testing.T) {
 	}{
 		{"a request without a body", body1, nil},
 		{"no response was captured", "data.http.response", nil},
+		{"a status that cannot be told", "data.http.response", obj{}},
+		{"nothing answered, with headers", "data.http.response", obj{"header": obj{}}},
 		{"no optional extension", "tracestate", nil},
 		{"bytes that are not text", body1, obj{"content_base64": "/w==", "size": 1, "truncated": false}},
 		{"a body of unknown length that turned out empty", body1, obj{"size": 0, "truncated": false}},
@@ -222,6 +224,7 @@ func TestParseRejectsWhatTheContractForbids(t *testing.T) {
 		{"a tracestate without traceparent", "traceparent", nil},
 		{"a sample rate of a string", "sampledrate", "4"},
 		{"a status code that is a string", "data.http.response.status_code", "200"},
+		{"a status code that stands for none", "data.http.response.status_code", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if e, err := Parse(edit(t, c.path, c.value)); err == nil {

@@ -38,7 +38,7 @@ failed=0
 for mode in $modes; do
 	say "testing $module with $version, $mode"
 	log=$work/$mode.log
-	GOPATH=$work TMPDIR=$work/tmp "$here/bin/yaegi-$version-$mode" test -tags yaegi -v -timeout 300s "$@" "$module" >"$log" 2>&1
+	GOPATH=$work TMPDIR=$work/tmp "$here/bin/yaegi-$version-$mode" test -tags yaegi -v -timeout 20m "$@" "$module" >"$log" 2>&1
 	code=$?
 	# One line for each test, and all of the output if something is wrong with it.
 	ran=$(grep -c '^--- PASS: ' "$log")

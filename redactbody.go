@@ -1,0 +1,358 @@
+package requestmirror
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"mime"
+	"net/http"
+	"net/textproto"
+	"regexp"
+	"sort"
+	"strings"
+	"unicode"
+	"unicode/utf16"
+)
+
+// bodyFields are the fields that are blanked in bodies. It never changes.
+//
+// A body is read by regular expressions, not by a parser: they do not mind that a body
+// was cut or is wrong, they leave every other byte as it was, and they are compiled code.
+type bodyFields struct {
+	json *notation
+	form *notation
+	word *regexp.Regexp // one of the names anywhere
+}
+
+// notation is a way to write the names of the fields.
+type notation struct {
+	words   [][]byte       // of which one is in every text with a field, in lower case
+	escape  *regexp.Regexp // or this
+	plain   *regexp.Regexp // a name without escapes, and what is around it, up to the value
+	escaped *regexp.Regexp // any name, likewise, for several times the work
+}
+
+// newBodyFields returns nil for no names.
+func newBodyFields(names []string) *bodyFields {
+	given := []string{}
+	literal := []string{}
+	for _, name := range names {
+		if name != "" {
+			given = append(given, name)
+			literal = append(literal, regexp.QuoteMeta(name))
+		}
+	}
+	if len(given) == 0 {
+		return nil
+	}
+	return &bodyFields{
+		json: newNotation(given, inKey, `\\`, `"(?:%s)"\s*:\s*`),
+		// password is also the name of what is written user[password], user.password or
+		// password[0], and spaces before a name are nothing to some backends.
+		form: newNotation(given, inForm, "%", `(?i:(?:^|[&;])(?:(?:[\s+]|%%20)*|[^&;=]*(?:[.\[]|%%2e|%%5b))(?:%s)(?:(?:[.\[\]]|%%2e|%%5b|%%5d)[^&;=]*)?=)`),
+		word: regexp.MustCompile("(?i:" + strings.Join(literal, "|") + ")"),
+	}
+}
+
+// newNotation is one whose escapes begin with lead. ways are how a character may be
+// written, as it is and escaped; around is what is before and after a name.
+func newNotation(names []string, ways func(rune) (plain string, escapes []string), lead, around string) *notation {
+	words := map[string]bool{}
+	plain := []string{}
+	escaped := []string{}
+	escapes := []string{}
+	for _, name := range names {
+		word, _, _ := strings.Cut(strings.ToLower(name), " ") // which may be written as a plus
+		words[word] = true
+		some := ""
+		all := ""
+		for _, r := range name {
+			forms := ""
+			for _, c := range casesOf(r) {
+				form, others := ways(c)
+				forms += "|" + form
+				escapes = append(escapes, others...)
+				if unicode.ToLower(c) != unicode.ToLower(r) {
+					words[strings.ToLower(string(c))] = true
+				}
+			}
+			some += "(?:" + forms[1:] + ")"
+			for _, c := range casesOf(r) {
+				_, others := ways(c)
+				forms += "|" + lead + "(?i:" + strings.Join(others, "|") + ")"
+			}
+			all += "(?:" + forms[1:] + ")"
+		}
+		plain = append(plain, some)
+		escaped = append(escaped, all)
+	}
+	sort.Strings(escapes) // what begins alike becomes one branch
+	n := &notation{
+		escape:  regexp.MustCompile(lead + "(?i:" + strings.Join(escapes, "|") + ")"),
+		plain:   regexp.MustCompile(fmt.Sprintf(around, strings.Join(plain, "|"))),
+		escaped: regexp.MustCompile(fmt.Sprintf(around, strings.Join(escaped, "|"))),
+	}
+	for word := range words {
+		n.words = append(n.words, []byte(word))
+	}
+	return n
+}
+
+// casesOf are all cases of a character by Unicode, as for Go's encoding/json: a long s
+// is an s.
+func casesOf(r rune) []rune {
+	cases := []rune{r}
+	for c := unicode.SimpleFold(r); c != r; c = unicode.SimpleFold(c) {
+		cases = append(cases, c)
+	}
+	return cases
+}
+
+// never is an expression for no character.
+const never = `[^\x00-\x{10ffff}]`
+
+// shortEscapes are those of JSON (RFC 8259, 7), by character, without their backslash.
+var shortEscapes = map[rune]string{'"': `"`, '\\': `\\`, '/': "/", '\b': "b", '\f': "f", '\n': "n", '\r': "r", '\t': "t"}
+
+// inKey is how a character may be written in a JSON string.
+func inKey(r rune) (plain string, escapes []string) {
+	plain = regexp.QuoteMeta(string(r))
+	if r == '"' || r == '\\' {
+		plain = never
+	}
+	code := fmt.Sprintf("u%04x", r)
+	if high, low := utf16.EncodeRune(r); high != unicode.ReplacementChar {
+		code = fmt.Sprintf(`u%04x\\u%04x`, high, low)
+	}
+	escapes = []string{code}
+	if short, ok := shortEscapes[r]; ok {
+		escapes = append(escapes, short)
+	}
+	return plain, escapes
+}
+
+// inForm is how a character may be written in the name of a form's field.
+func inForm(r rune) (plain string, escapes []string) {
+	plain = regexp.QuoteMeta(string(r))
+	if r == ' ' {
+		plain = `[ +]`
+	}
+	code := ""
+	for _, b := range []byte(string(r)) {
+		code += fmt.Sprintf("%%%02x", b)
+	}
+	return plain, []string{code[1:]}
+}
+
+// find returns where the names are; nil for none.
+func find(n *notation, content []byte, most int) [][]int {
+	if n.escape.Match(content) {
+		return n.escaped.FindAllIndex(content, most)
+	}
+	lower := bytes.ToLower(content)
+	for _, word := range n.words {
+		if bytes.Contains(lower, word) {
+			return n.plain.FindAllIndex(content, most)
+		}
+	}
+	return nil
+}
+
+const (
+	formType      = "application/x-www-form-urlencoded"
+	multipartType = "multipart/"
+
+	// mostParts of a body are more than servers take: each is some work that is interpreted.
+	mostParts = 4000
+)
+
+var (
+	// structured are content types of bodies that are looked into, or could be: what says
+	// nothing may be JSON.
+	structured = regexp.MustCompile("json|^$|^text/(?:plain|event-stream)$|^" + formType + "$|^" + multipartType)
+	jsonTypes  = regexp.MustCompile("json|^text/event-stream$")
+
+	// jsonStart is that of a JSON text, whatever its content type says: curl -d says it is a
+	// form. A form may begin with a bracket.
+	jsonStart = regexp.MustCompile(`^[\s\x{feff}]*(?:\{|\[\s*(?:["{\[\]\-0-9]|true|false|null))`)
+
+	// jsonValue is a string, a number or a word. It may be cut, also after a backslash; and
+	// single quotes, and whatever comes between it and the next comma or bracket, are no JSON,
+	// but could be a part of the value.
+	jsonValue = regexp.MustCompile(`^(?s:"(?:[^"\\]|\\.)*\\?"?|'(?:[^'\\]|\\.)*\\?'?)?[^\s,\]}]*(?:[ \t]+[^\s,\]}]+)*`)
+
+	// formEnd is where a form's value ends. A semicolon separates for some backends, and is
+	// a part of the value for others: it ends the value if the name of a field follows.
+	formEnd = regexp.MustCompile(`&|;[^&;=]+=|$`)
+
+	charsetOf    = regexp.MustCompile(`(?i)charset\s*=\s*["']?([^\s"';]*)`)
+	asciiCharset = regexp.MustCompile(`^(?i:utf-?8|(?:us-)?ascii|iso-8859-\d+|latin-?\d+|(?:windows-|cp)125\d|)$`)
+
+	partHead  = regexp.MustCompile(`\n\r?\n`)
+	partBegin = regexp.MustCompile(`^(?:--)?[ \t]*\r?(?:\n|$)`) // after a delimiter
+)
+
+// redactBody is a body as it may leave. header is that of the request or response with
+// the body, which stays as it is. withheld is true if the body may hide fields that cannot
+// be looked for, as when it is compressed. Then none of it may leave.
+//
+// It looks into JSON, forms, and forms with files and the JSON in them. What it does not
+// look into: JSON as the text of a JSON string, keys without double quotes, which are no
+// JSON, and other content types, unless the body begins as JSON does. A key that ends
+// with a quote and the name counts as the name.
+func redactBody(f *bodyFields, header http.Header, content []byte) (out []byte, withheld bool) {
+	if f == nil || len(content) == 0 {
+		return content, false
+	}
+	kind := mediaType(header)
+	if structured.MatchString(kind) && isUnreadable(header, content) {
+		return nil, true
+	}
+	if strings.HasPrefix(kind, multipartType) {
+		_, params, err := mime.ParseMediaType(header.Get("Content-Type"))
+		if err != nil || params["boundary"] == "" {
+			return nil, true
+		}
+		return redactParts(f, content, "\n--"+params["boundary"])
+	}
+	if isJSON(kind, content) {
+		return redactFields(f.json, content, `"`+redacted+`"`, lengthOfJSON)
+	}
+	if kind == formType {
+		return redactFields(f.form, content, redacted, lengthInForm)
+	}
+	return content, false
+}
+
+func isJSON(kind string, content []byte) bool {
+	return jsonTypes.MatchString(kind) || jsonStart.Match(content)
+}
+
+// isUnreadable says whether the bytes of a text are not its characters, or at least
+// ASCII's.
+func isUnreadable(header http.Header, content []byte) bool {
+	for _, coding := range strings.Split(strings.Join(header["Content-Encoding"], ","), ",") {
+		coding = strings.TrimSpace(coding)
+		if coding != "" && !strings.EqualFold(coding, "identity") {
+			return true
+		}
+	}
+	charset := charsetOf.FindStringSubmatch(header.Get("Content-Type"))
+	if charset != nil && !asciiCharset.MatchString(charset[1]) {
+		return true
+	}
+	// Some backends take JSON in UTF-16 or UTF-32, too. It has a zero in its first four
+	// bytes, with and without a byte order mark.
+	start := content
+	if len(start) > 4 {
+		start = start[:4]
+	}
+	return bytes.IndexByte(start, 0) >= 0
+}
+
+// redactFields puts another value into all fields. lengthOf is that of the value that a
+// text begins with. The work for each field is interpreted, so that bodies with nothing
+// else could keep a processor busy: they are withheld.
+func redactFields(n *notation, content []byte, value string, lengthOf func(text []byte) int) (out []byte, withheld bool) {
+	most := 1000 + len(content)/64
+	found := find(n, content, most+1)
+	if len(found) > most {
+		return nil, true
+	}
+	if found == nil {
+		return content, false
+	}
+	out = make([]byte, 0, len(content)+len(found)*len(value))
+	done := 0
+	for _, at := range found {
+		if at[1] < done {
+			continue // in a value that is gone
+		}
+		if length := lengthOf(content[at[1]:]); length >= 0 {
+			out = append(append(out, content[done:at[1]]...), value...)
+			done = at[1] + length
+		}
+	}
+	return append(out, content[done:]...), false
+}
+
+// lengthOfJSON is negative if there is no value. An object or array that is cut or wrong
+// is all of the text.
+func lengthOfJSON(text []byte) int {
+	length := 0
+	if len(text) > 0 && (text[0] == '{' || text[0] == '[') {
+		var value json.RawMessage
+		decoder := json.NewDecoder(bytes.NewReader(text))
+		if decoder.Decode(&value) != nil {
+			return len(text)
+		}
+		length = int(decoder.InputOffset())
+	}
+	length += jsonValue.FindIndex(text[length:])[1]
+	if length == 0 {
+		return -1
+	}
+	return length
+}
+
+func lengthInForm(text []byte) int { return formEnd.FindIndex(text)[0] }
+
+// redactParts is for multipart/form-data (RFC 7578) and its kin. The delimiter is the
+// line break before a boundary, as \n, and the boundary.
+func redactParts(f *bodyFields, content []byte, delimiter string) (out []byte, withheld bool) {
+	// The first delimiter is in the first line.
+	parts := bytes.Split(append([]byte("\n"), content...), []byte(delimiter))
+	if len(parts) > mostParts {
+		return nil, true
+	}
+	out = make([]byte, 0, len(content)+len(redacted))
+	hidden := false
+	for i, part := range parts {
+		if hidden && !partBegin.Match(part) {
+			continue // it only looks like a delimiter, so the value goes on
+		}
+		if i > 0 {
+			if bytes.HasSuffix(parts[i-1], []byte("\r")) {
+				out = append(out, '\r')
+			}
+			out = append(out, delimiter...)
+		}
+		if i < len(parts)-1 {
+			part = bytes.TrimSuffix(part, []byte("\r"))
+		}
+		hidden = false
+		if at := partHead.FindIndex(part); i > 0 && at != nil {
+			out = append(out, part[:at[1]]...)
+			part, hidden, withheld = redactPart(f, part[:at[1]], part[at[1]:])
+			if withheld {
+				return nil, true
+			}
+		}
+		out = append(out, part...)
+	}
+	return out[1:], false
+}
+
+// redactPart is the content of a part as it may leave, and whether it is one of the
+// fields. head begins with what is left of the delimiter's line.
+func redactPart(f *bodyFields, head, content []byte) (out []byte, hidden, withheld bool) {
+	_, lines, _ := bytes.Cut(head, []byte("\n"))
+	header, err := textproto.NewReader(bufio.NewReader(bytes.NewReader(lines))).ReadMIMEHeader()
+	for _, value := range header["Content-Disposition"] {
+		_, params, wrong := mime.ParseMediaType(value)
+		if wrong != nil {
+			err = wrong
+		} else if find(f.form, []byte(params["name"]+"="), 1) != nil {
+			return []byte(redacted), true, false
+		}
+	}
+	if err != nil && f.word.Match(lines) { // who can tell what a backend makes of it
+		return []byte(redacted), true, false
+	}
+	if isJSON(mediaType(http.Header(header)), content) {
+		out, withheld = redactFields(f.json, content, `"`+redacted+`"`, lengthOfJSON)
+		return out, false, withheld
+	}
+	return content, false, false
+}
