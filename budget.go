@@ -1,6 +1,9 @@
 package requestmirror
 
-import "sync/atomic"
+import (
+	"net/http"
+	"sync/atomic"
+)
 
 // budget bounds the bytes of bodies, from their capture to the end of their event. The
 // pipelines of a middleware have one in common, as they hold the same bytes; each may
@@ -43,19 +46,27 @@ func charge(b *budget, n int64) bool {
 	return false
 }
 
-// weigh takes the bytes of the capture's header, or notes that they were not there.
+// weigh takes the bytes of the capture's headers, or notes that they were not there.
 func weigh(p *pipeline, c *capture) {
-	n := int64(len(c.uri))
-	for name, values := range c.header {
-		n += int64(len(name))
-		for _, value := range values {
-			n += int64(len(value))
-		}
+	n := int64(len(c.uri)) + lengthOf(c.header)
+	if c.response != nil {
+		n += lengthOf(c.response.header)
 	}
 	c.weight = n
 	if atomic.AddInt64(&p.headers, n) > headerLimit/atomic.LoadInt64(&p.receivers) {
 		c.refused = true
 	}
+}
+
+func lengthOf(h http.Header) int64 {
+	n := 0
+	for name, values := range h {
+		n += len(name)
+		for _, value := range values {
+			n += len(value)
+		}
+	}
+	return int64(n)
 }
 
 // discharge gives back all that the capture holds. The pipeline is locked.

@@ -112,7 +112,7 @@ func newPipeline(set *settings, to target, l *ledger, budget *budget, boot int64
 	return p
 }
 
-// noRoom says that none of several receivers can take an event, and has counted it then.
+// noRoom says that no receiver can take an event, and has counted it then.
 func noRoom(m *Mirror) bool {
 	if takes(m.pipe) {
 		return false

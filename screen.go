@@ -37,6 +37,10 @@ func serveScreened(m *Mirror, rw http.ResponseWriter, req *http.Request) {
 		m.next.ServeHTTP(rw, req)
 		return
 	}
+	if set.authentication == nil && set.response != responseNone && noRoom(m) {
+		m.next.ServeHTTP(rw, req)
+		return
+	}
 	if set.authentication != nil || set.response != responseNone {
 		serveWatched(m, rw, req)
 		return
