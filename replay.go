@@ -35,11 +35,6 @@ func copyOf(c *capture) *delivery {
 	if c.random == 0 {
 		c.random = rand.Uint64() | 1
 	}
-	if c.body != nil {
-		c.body.mu.Lock() // the workers of other receivers are here, too
-		c.body.lent = true
-		c.body.mu.Unlock()
-	}
 	d := &delivery{id: idOf(c.at, c.random), events: []*capture{c}, payload: []byte{}}
 	d.traceparent = traceparentOf(c.header)
 	if d.traceparent == "" {

@@ -226,7 +226,7 @@ func TestReplay(t *testing.T) {
 		{name: "all that copies cannot have is refused at once", config: "{format: request, batch: {maxEvents: 5}, compression: gzip, maxEventSize: 1Mi, redactBodyFields: [a], captureResponse: body, mirrorBody: false, bodyContentTypes: [a/b]}",
 			problem: []string{"batch.maxEvents: more than 1", "compression: gzip", "maxEventSize: given", "redactBodyFields: given", `captureResponse: "body"`, "mirrorBody: false", "bodyContentTypes: given"},
 			do:      func(c *run) { c.eq("answer", c.send("POST", "/", lorem).body, "backend") }},
-		{name: "large bodies at once each arrive whole", config: "{format: request, workers: 8, maxBodySize: 4Mi, memoryLimit: 256Mi}", do: func(c *run) {
+		{name: "large bodies at once each arrive whole", config: "{format: request, workers: 8, timeout: 1m, maxBodySize: 4Mi, memoryLimit: 256Mi}", do: func(c *run) {
 			const n = 12
 			parallel(n, func(i int) {
 				c.eq("answer", c.send("POST", "/", strings.Repeat(string(rune('a'+i)), 3<<20)).body, "backend")
