@@ -13,6 +13,7 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf16"
+	"unicode/utf8"
 )
 
 // bodyFields are the fields that are blanked in bodies. It never changes.
@@ -50,14 +51,15 @@ func newBodyFields(names []string) *bodyFields {
 		json: newNotation(given, inKey, `\\`, `"(?:%s)"\s*:\s*`),
 		// password is also the name of what is written user[password], user.password or
 		// password[0], and spaces before a name are nothing to some backends.
-		form: newNotation(given, inForm, "%", `(?i:(?:^|[&;])(?:(?:[\s+]|%%20)*|[^&;=]*(?:[.\[]|%%2e|%%5b))(?:%s)(?:(?:[.\[\]]|%%2e|%%5b|%%5d)[^&;=]*)?=)`),
+		form: newNotation(given, inForm, "%", `(?i:(?:^|[&;])(?:[^&;=]*(?:[.\[\]]|%%2e|%%5b|%%5d))?(?:[\s+]|%%20)*(?:%s)(?:(?:[.\[\]]|%%2e|%%5b|%%5d)[^&;=]*)?=)`),
 		word: regexp.MustCompile("(?i:" + strings.Join(literal, "|") + ")"),
 	}
 }
 
-// newNotation is one whose escapes begin with lead. ways are how a character may be
-// written, as it is and escaped; around is what is before and after a name.
-func newNotation(names []string, ways func(rune) (plain string, escapes []string), lead, around string) *notation {
+// newNotation is one whose escapes begin with lead; around is what is before and after a
+// name. spell says how a character may be written: as it is, with an escape, and what may
+// follow lead then.
+func newNotation(names []string, spell func(rune) (plain, escaped string, escapes []string), lead, around string) *notation {
 	words := map[string]bool{}
 	plain := []string{}
 	escaped := []string{}
@@ -68,21 +70,19 @@ func newNotation(names []string, ways func(rune) (plain string, escapes []string
 		some := ""
 		all := ""
 		for _, r := range name {
-			forms := ""
+			without := ""
+			with := ""
 			for _, c := range casesOf(r) {
-				form, others := ways(c)
-				forms += "|" + form
+				p, e, others := spell(c)
+				without += "|" + p
+				with += "|" + e
 				escapes = append(escapes, others...)
 				if unicode.ToLower(c) != unicode.ToLower(r) {
 					words[strings.ToLower(string(c))] = true
 				}
 			}
-			some += "(?:" + forms[1:] + ")"
-			for _, c := range casesOf(r) {
-				_, others := ways(c)
-				forms += "|" + lead + "(?i:" + strings.Join(others, "|") + ")"
-			}
-			all += "(?:" + forms[1:] + ")"
+			some += "(?:" + without[1:] + ")"
+			all += "(?:" + without[1:] + with + ")"
 		}
 		plain = append(plain, some)
 		escaped = append(escaped, all)
@@ -116,7 +116,7 @@ const never = `[^\x00-\x{10ffff}]`
 var shortEscapes = map[rune]string{'"': `"`, '\\': `\\`, '/': "/", '\b': "b", '\f': "f", '\n': "n", '\r': "r", '\t': "t"}
 
 // inKey is how a character may be written in a JSON string.
-func inKey(r rune) (plain string, escapes []string) {
+func inKey(r rune) (plain, escaped string, escapes []string) {
 	plain = regexp.QuoteMeta(string(r))
 	if r == '"' || r == '\\' {
 		plain = never
@@ -129,20 +129,26 @@ func inKey(r rune) (plain string, escapes []string) {
 	if short, ok := shortEscapes[r]; ok {
 		escapes = append(escapes, short)
 	}
-	return plain, escapes
+	return plain, `\\(?i:` + strings.Join(escapes, "|") + ")", escapes
 }
 
-// inForm is how a character may be written in the name of a form's field.
-func inForm(r rune) (plain string, escapes []string) {
+// inForm is how a character may be written in the name of a form's field. Some of its
+// bytes may be escaped and some not: alone, these are no UTF-8.
+func inForm(r rune) (plain, escaped string, escapes []string) {
 	plain = regexp.QuoteMeta(string(r))
 	if r == ' ' {
 		plain = `[ +]`
 	}
-	code := ""
 	for _, b := range []byte(string(r)) {
-		code += fmt.Sprintf("%%%02x", b)
+		code := fmt.Sprintf("%02x", b)
+		escapes = append(escapes, code)
+		if r < utf8.RuneSelf {
+			escaped += "%" + code
+		} else {
+			escaped += "(?:%" + code + `|\x{fffd})`
+		}
 	}
-	return plain, []string{code[1:]}
+	return plain, escaped, escapes
 }
 
 // find returns where the names are; nil for none.
@@ -162,6 +168,7 @@ func find(n *notation, content []byte, most int) [][]int {
 const (
 	formType      = "application/x-www-form-urlencoded"
 	multipartType = "multipart/"
+	redactedJSON  = `"` + redacted + `"`
 
 	// mostParts of a body are more than servers take: each is some work that is interpreted.
 	mostParts = 4000
@@ -177,17 +184,22 @@ var (
 	// form. A form may begin with a bracket.
 	jsonStart = regexp.MustCompile(`^[\s\x{feff}]*(?:\{|\[\s*(?:["{\[\]\-0-9]|true|false|null))`)
 
-	// jsonValue is a string, a number or a word. It may be cut, also after a backslash; and
-	// single quotes, and whatever comes between it and the next comma or bracket, are no JSON,
-	// but could be a part of the value.
-	jsonValue = regexp.MustCompile(`^(?s:"(?:[^"\\]|\\.)*\\?"?|'(?:[^'\\]|\\.)*\\?'?)?[^\s,\]}]*(?:[ \t]+[^\s,\]}]+)*`)
+	// jsonValue is a string, which may be cut, a number or a word. Single quotes, and what
+	// comes between a value and the next comma or bracket, are no JSON, but could be a part of
+	// it.
+	jsonValue = regexp.MustCompile(`^(?s:"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?)?[^\s,\]}]*(?:[ \t]+[^\s,\]}]+)*`)
 
 	// formEnd is where a form's value ends. A semicolon separates for some backends, and is
 	// a part of the value for others: it ends the value if the name of a field follows.
 	formEnd = regexp.MustCompile(`&|;[^&;=]+=|$`)
 
+	identity     = regexp.MustCompile(`^(?i:[\s,]|identity)*$`)
 	charsetOf    = regexp.MustCompile(`(?i)charset\s*=\s*["']?([^\s"';]*)`)
 	asciiCharset = regexp.MustCompile(`^(?i:utf-?8|(?:us-)?ascii|iso-8859-\d+|latin-?\d+|(?:windows-|cp)125\d|)$`)
+
+	// wideStart is that of JSON in UTF-16 or UTF-32, which some backends take, too: there is
+	// a zero in the first four bytes, with and without a byte order mark.
+	wideStart = regexp.MustCompile(`^(?s:.{0,3})\x00`)
 
 	partHead  = regexp.MustCompile(`\n\r?\n`)
 	partBegin = regexp.MustCompile(`^(?:--)?[ \t]*\r?(?:\n|$)`) // after a delimiter
@@ -210,14 +222,10 @@ func redactBody(f *bodyFields, header http.Header, content []byte) (out []byte, 
 		return nil, true
 	}
 	if strings.HasPrefix(kind, multipartType) {
-		_, params, err := mime.ParseMediaType(header.Get("Content-Type"))
-		if err != nil || params["boundary"] == "" {
-			return nil, true
-		}
-		return redactParts(f, content, "\n--"+params["boundary"])
+		return redactParts(f, header, content)
 	}
 	if isJSON(kind, content) {
-		return redactFields(f.json, content, `"`+redacted+`"`, lengthOfJSON)
+		return redactFields(f.json, content, redactedJSON, lengthOfJSON)
 	}
 	if kind == formType {
 		return redactFields(f.form, content, redacted, lengthInForm)
@@ -232,23 +240,9 @@ func isJSON(kind string, content []byte) bool {
 // isUnreadable says whether the bytes of a text are not its characters, or at least
 // ASCII's.
 func isUnreadable(header http.Header, content []byte) bool {
-	for _, coding := range strings.Split(strings.Join(header["Content-Encoding"], ","), ",") {
-		coding = strings.TrimSpace(coding)
-		if coding != "" && !strings.EqualFold(coding, "identity") {
-			return true
-		}
-	}
 	charset := charsetOf.FindStringSubmatch(header.Get("Content-Type"))
-	if charset != nil && !asciiCharset.MatchString(charset[1]) {
-		return true
-	}
-	// Some backends take JSON in UTF-16 or UTF-32, too. It has a zero in its first four
-	// bytes, with and without a byte order mark.
-	start := content
-	if len(start) > 4 {
-		start = start[:4]
-	}
-	return bytes.IndexByte(start, 0) >= 0
+	return header["Content-Encoding"] != nil && !identity.MatchString(strings.Join(header["Content-Encoding"], ",")) ||
+		charset != nil && !asciiCharset.MatchString(charset[1]) || wideStart.Match(content)
 }
 
 // redactFields puts another value into all fields. lengthOf is that of the value that a
@@ -257,13 +251,17 @@ func isUnreadable(header http.Header, content []byte) bool {
 func redactFields(n *notation, content []byte, value string, lengthOf func(text []byte) int) (out []byte, withheld bool) {
 	most := 1000 + len(content)/64
 	found := find(n, content, most+1)
-	if len(found) > most {
-		return nil, true
-	}
 	if found == nil {
 		return content, false
 	}
-	out = make([]byte, 0, len(content)+len(found)*len(value))
+	if len(found) > most {
+		return nil, true
+	}
+	return replaceFields(found, content, value, lengthOf), false
+}
+
+func replaceFields(found [][]int, content []byte, value string, lengthOf func(text []byte) int) []byte {
+	out := make([]byte, 0, len(content)+len(found)*len(value))
 	done := 0
 	for _, at := range found {
 		if at[1] < done {
@@ -274,34 +272,43 @@ func redactFields(n *notation, content []byte, value string, lengthOf func(text 
 			done = at[1] + length
 		}
 	}
-	return append(out, content[done:]...), false
+	return append(out, content[done:]...)
 }
 
-// lengthOfJSON is negative if there is no value. An object or array that is cut or wrong
-// is all of the text.
+// lengthOfJSON is negative if there is no value.
 func lengthOfJSON(text []byte) int {
-	length := 0
+	nested := 0
 	if len(text) > 0 && (text[0] == '{' || text[0] == '[') {
-		var value json.RawMessage
-		decoder := json.NewDecoder(bytes.NewReader(text))
-		if decoder.Decode(&value) != nil {
-			return len(text)
-		}
-		length = int(decoder.InputOffset())
+		nested = lengthOfNested(text)
 	}
-	length += jsonValue.FindIndex(text[length:])[1]
+	length := nested + jsonValue.FindIndex(text[nested:])[1]
 	if length == 0 {
 		return -1
 	}
 	return length
 }
 
+// lengthOfNested is that of an object or array. If it is cut or wrong, it is all of the
+// text.
+func lengthOfNested(text []byte) int {
+	var value json.RawMessage
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	if decoder.Decode(&value) != nil {
+		return len(text)
+	}
+	return int(decoder.InputOffset())
+}
+
 func lengthInForm(text []byte) int { return formEnd.FindIndex(text)[0] }
 
-// redactParts is for multipart/form-data (RFC 7578) and its kin. The delimiter is the
-// line break before a boundary, as \n, and the boundary.
-func redactParts(f *bodyFields, content []byte, delimiter string) (out []byte, withheld bool) {
-	// The first delimiter is in the first line.
+// redactParts is for multipart/form-data (RFC 7578) and its kin.
+func redactParts(f *bodyFields, header http.Header, content []byte) (out []byte, withheld bool) {
+	_, params, err := mime.ParseMediaType(header.Get("Content-Type"))
+	if err != nil || params["boundary"] == "" {
+		return nil, true
+	}
+	// The line break before a boundary belongs to it; that before the first may be missing.
+	delimiter := "\n--" + params["boundary"]
 	parts := bytes.Split(append([]byte("\n"), content...), []byte(delimiter))
 	if len(parts) > mostParts {
 		return nil, true
@@ -351,7 +358,7 @@ func redactPart(f *bodyFields, head, content []byte) (out []byte, hidden, withhe
 		return []byte(redacted), true, false
 	}
 	if isJSON(mediaType(http.Header(header)), content) {
-		out, withheld = redactFields(f.json, content, `"`+redacted+`"`, lengthOfJSON)
+		out, withheld = redactFields(f.json, content, redactedJSON, lengthOfJSON)
 		return out, false, withheld
 	}
 	return content, false, false

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 func readCapture(r *reader, s *settings) {
@@ -62,6 +63,11 @@ func readCapture(r *reader, s *settings) {
 		}
 	}
 	fields, _ := r.list("redactBodyFields", "[]")
+	for i, name := range fields {
+		if strings.IndexFunc(name, isWordRune) < 0 {
+			r.problem(fmt.Sprintf("redactBodyFields[%d]", i), strconv.Quote(name), "a name with a letter or digit in it")
+		}
+	}
 	s.bodyFields = newBodyFields(fields)
 	s.response = r.choice("captureResponse", responseNone, responseNone, responseStatus, responseHeaders, responseBody)
 	s.mirrorBody = r.boolean("mirrorBody", true)
@@ -115,6 +121,8 @@ func anyOf(names map[string]string) *regexp.Regexp {
 	}
 	return regexp.MustCompile("(?i:" + strings.Join(forms, "|") + ")")
 }
+
+func isWordRune(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) }
 
 // readAuthentication reads how requests prove that they are genuine. Its secrets are
 // not the delivery's, so a pipeline outlives another secret.
