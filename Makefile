@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check unit yaegi fuzz engine event e2e docs modules lint bench bench-quick bench-engine traefik clean
+.PHONY: help demo test check unit yaegi fuzz engine event e2e e2e-kubernetes kubernetes docs modules lint bench bench-quick bench-engine traefik clean
 
 # How long each fuzz target runs.
 FUZZTIME ?= 5s
@@ -17,17 +17,18 @@ help: ## show this list
 	@printf '  %-18s %s\n' \
 		'DEMO_PORT' 'port of the site in the demo; any free one when not set' \
 		'DEMO_RECEIVER_PORT' 'port of the receiver in the demo; likewise' \
+		'DEMO_INSPECTOR_PORT' 'port of the page in the demo; likewise' \
 		'DEMO_ONCE=1' 'ends the demo after its sample requests' \
 		'NO_COLOR=1' 'no colours in the demo' \
 		'TRAEFIK_BIN' 'a Traefik to use instead of building the pinned version' \
 		'FUZZTIME' 'how long each fuzz target runs; now $(FUZZTIME)'
 
-demo: ## watch the plugin at work: Traefik, a site and a receiver on this machine
+demo: ## watch the plugin at work: Traefik, a site and two receivers on this machine, one with a page
 	@cd test && go build -o ../.cache/demo ./demo
 	@# exec, so that signals reach it and not a shell.
 	@cd test && exec ../.cache/demo
 
-test: check unit event yaegi fuzz traefik modules ## everything, cheap steps first: under 20 minutes and, once, a build of Traefik
+test: check unit event yaegi fuzz traefik modules kubernetes ## everything, cheap steps first: under 20 minutes and, once, a build of Traefik
 	$(call step,all passed)
 
 check: ## gofmt and go vet
@@ -64,6 +65,17 @@ e2e: traefik ## the plugin in a real Traefik
 	$(call step,end-to-end tests)
 	cd test && go test -count=1 -timeout 20m ./lab/... ./e2e/...
 
+e2e-kubernetes: traefik ## Traefik in a cluster without containers; the first build takes five minutes
+	$(call step,Kubernetes)
+	test/kubernetes/build.sh
+	test/kubernetes/run.sh
+
+# Where the programs are not built, it says so and goes on; CI builds them.
+kubernetes: traefik
+	$(call step,Kubernetes)
+	$(if $(CI),test/kubernetes/build.sh)
+	test/kubernetes/run.sh --if-built
+
 docs: traefik ## the documentation: examples run, tables are complete, links lead somewhere
 	$(call step,documentation tests)
 	cd test && go test -count=1 ./docs/...
@@ -72,10 +84,11 @@ docs: traefik ## the documentation: examples run, tables are complete, links lea
 modules: ## all tests of the nested modules: engine, event, e2e, docs, demo and examples
 	$(call step,tests of the nested modules: this takes most of the time)
 	cd test && go test $(race) -count=1 -p 1 -timeout 20m ./...
-	@for mod in $$(find examples -name go.mod 2>/dev/null | sort); do \
+	@for mod in $$(find examples test/otlp -name go.mod 2>/dev/null | sort); do \
 		echo "cd $$(dirname $$mod) && go vet ./... && go test ./..."; \
-		(cd "$$(dirname "$$mod")" && go vet ./... && go test -count=1 ./...) || exit 1; \
+		(cd "$$(dirname "$$mod")" && go vet ./... && go test -count=1 -timeout 15m ./...) || exit 1; \
 	done
+	@command -v chromium >/dev/null || printf '\n\033[1mNOT TESTED: the page of the inspector, as there is no Chromium. Install Debian'"'"'s package chromium.\033[0m\n'
 
 lint: check ## gofmt, go vet and, if installed, golangci-lint v2
 	$(call step,golangci-lint)
@@ -104,4 +117,4 @@ traefik: ## build the Traefik that tests, benchmark and demo run, if it is not t
 	test/traefik/build.sh
 
 clean: ## remove what was built here, Traefik included
-	rm -rf .cache test/traefik/bin test/yaegi/bin
+	rm -rf .cache test/traefik/bin test/yaegi/bin test/kubernetes/bin

@@ -12,12 +12,19 @@ const leastGzip = 1 << 10
 // zippers are *gzip.Writer, of which each is most of a megabyte.
 var zippers sync.Pool
 
-// pack compresses the payload, if that makes it smaller.
-func pack(d *delivery) {
+// pack makes of a payload what is sent, once for all attempts.
+func pack(set *settings, d *delivery) {
 	d.packed = true
-	if len(d.payload) < leastGzip {
-		return
+	if set.format == formatOTLP {
+		d.payload = logRecords(d.payload)
 	}
+	if set.gzip && len(d.payload) >= leastGzip {
+		compress(d)
+	}
+}
+
+// compress compresses the payload, if that makes it smaller.
+func compress(d *delivery) {
 	out := &bytes.Buffer{}
 	z, ok := zippers.Get().(*gzip.Writer)
 	if !ok {

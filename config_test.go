@@ -104,7 +104,7 @@ var problemCases = []struct {
 	{opts{"maxBodySize": "-9007199254740993Ki"}, []string{`maxBodySize: "-9007199254740993Ki", want at least 0`}},
 	{opts{"maxBodySize": []int{1}}, []string{`maxBodySize: [1], want a size such as 65536, "512Ki" or "1MB"`}},
 	{opts{"memoryLimit": 0}, []string{`memoryLimit: 0, want at least 1`}},
-	{opts{"format": "xml"}, []string{`format: "xml", want one of cloudevents, json, request`}},
+	{opts{"format": "xml"}, []string{`format: "xml", want one of cloudevents, json, request, otlp`}},
 	{opts{"queueSize": 0}, []string{`queueSize: 0, want at least 1`}},
 	{opts{"queueSize": 1000001}, []string{`queueSize: 1000001, want at most 1000000`}},
 	{opts{"queueSize": "many"}, []string{`queueSize: "many", want a whole number`}},
@@ -145,7 +145,7 @@ var problemCases = []struct {
 	{
 		opts{"watchURL": nil, "workers": 0, "timeout": "soon", "format": "xml", "methods": "a b", "tls.key": "x"},
 		[]string{
-			`format: "xml", want one of cloudevents, json, request`,
+			`format: "xml", want one of cloudevents, json, request, otlp`,
 			`methods[0]: "a b", want an HTTP method`,
 			`timeout: "soon", want a duration such as "5s"`,
 			`tls.key: neither PEM nor the path of a file that can be read, want one of both`,

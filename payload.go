@@ -24,12 +24,14 @@ const (
 	formatCloudEvents = "cloudevents"
 	formatJSON        = "json"
 	formatRequest     = "request" // replay.go
+	formatOTLP        = "otlp"    // otlp.go
 )
 
-// contentTypes of a delivery, by format. The bytes are the same.
+// contentTypes of a delivery, by format.
 var contentTypes = map[string]string{
 	formatCloudEvents: "application/cloudevents+json; charset=utf-8",
 	formatJSON:        "application/json",
+	formatOTLP:        "application/json",
 }
 
 // batchType is that of several CloudEvents at once.

@@ -138,6 +138,7 @@ func checkTogether(r *reader, s *settings) {
 		refuse(r, s.response != responseNone, "captureResponse", strconv.Quote(s.response), "none with format request, which has no place for it")
 		s.reportInterval = 0 // a report is no request
 	}
+	refuse(r, s.format == formatOTLP && s.maxEventSize > 0, "maxEventSize", "given", "none with format otlp, which makes more of an event; limit the body by maxBodySize")
 	refuse(r, s.answer > 0 && s.response != responseNone, "captureResponse", strconv.Quote(s.response), "none with answer, as there is no response to capture")
 	whole := ""
 	if s.format == formatRequest {

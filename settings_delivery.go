@@ -29,7 +29,7 @@ func readReceivers(r *reader, s *settings) {
 	for i, item := range more {
 		readTarget(r, s, fmt.Sprintf("watchURLs[%d]", i), item)
 	}
-	s.format = r.choice("format", formatCloudEvents, formatCloudEvents, formatJSON, formatRequest)
+	s.format = r.choice("format", formatCloudEvents, formatCloudEvents, formatJSON, formatRequest, formatOTLP)
 	s.requestOrigin = r.text("requestOrigin", "")
 	if s.requestOrigin != "" && !dnsName.MatchString(s.requestOrigin) {
 		r.problem("requestOrigin", strconv.Quote(s.requestOrigin), "the name of this system, such as mirror.example.com")

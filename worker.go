@@ -38,7 +38,7 @@ type delivery struct {
 	payload     []byte // what is sent; nil while it is not all written
 	attempts    int
 	begun       time.Time // of the last attempt
-	packed      bool      // whether gzip was tried
+	packed      bool      // whether the payload is what is sent
 	compressed  bool      // and was of use
 	open        bool      // whether it is a batch that may take more events
 	earliest    int64     // of a batch: arrival of its oldest event, in microseconds
@@ -70,6 +70,7 @@ func run(w *worker) {
 	p := w.pipe
 	batched := p.set.batchEvents > 1
 	repeated := p.set.format == formatRequest
+	packed := p.set.gzip || p.set.format == formatOTLP
 	eventLimit, batchLimit := sizeLimits(p.set)
 	s := currentSender(p)
 	wary := false // whether the next attempt needs a look at the gate
@@ -400,8 +401,8 @@ func run(w *worker) {
 			}
 			d = w.delivery
 		}
-		if p.set.gzip && !d.packed {
-			pack(d)
+		if packed && !d.packed {
+			pack(p.set, d)
 		}
 		d.attempts++
 		begun := time.Now()

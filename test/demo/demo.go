@@ -23,6 +23,8 @@ type demo struct {
 	site     string // URL of the site, through Traefik
 	receiver string // URL of the receiver
 
+	inspector string // URL of the page
+
 	sent    int
 	ledgers string // what was last printed of it
 }
@@ -33,6 +35,7 @@ func (d *demo) introduce(backend string) {
 		{"site", d.site, "Traefik with the middleware, and behind it"},
 		{"backend", "http://" + backend, "which never notices"},
 		{"receiver", d.receiver + "/events", "gets an event for each request; they are printed here"},
+		{"inspector", d.inspector, "open it in a browser: the same events as a page, with responses"},
 		{"counters", d.traefik.API() + "/debug/vars", "what became of each event, under \"requestmirror\""},
 	} {
 		s.print("  %s %-34s %s", s.bold(fmt.Sprintf("%-9s", line[0])), line[1], s.dim(line[2]))
@@ -225,6 +228,8 @@ func (d *demo) invite() {
   head -c 5000 /dev/urandom | curl %s/upload --data-binary @-
   curl -N %s/stream
 
+and look at %s in a browser.
+
 A receiver that hangs costs the site nothing. Resumed within ten seconds, it gets
 all; later, the ledger and the report have what was lost, and why:
 
@@ -232,7 +237,7 @@ all; later, the ledger and the report have what was lost, and why:
   curl -w '%%{time_total} s\n' %s/still-fast
   curl -X POST %s/resume
 `,
-		s.bold("Now you"), d.site, d.site, d.site, d.site, d.receiver, d.site, d.receiver)
+		s.bold("Now you"), d.site, d.site, d.site, d.site, s.bold(d.inspector+"/"), d.receiver, d.site, d.receiver)
 }
 
 // watch prints the ledger when it has changed, until the end.

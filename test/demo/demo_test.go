@@ -120,6 +120,16 @@ func TestPauseAndEnd(t *testing.T) {
 	see(`report the plugin says: 9 delivered, 0 under way, none lost; ✓ 9 are here\n`)
 	ask("POST", receiver+"/events")
 	see(`refused signature`)
+	inspector := see(`inspector (http://\S+)`)[1]
+	if got := ask("GET", inspector+"/"); !strings.Contains(got, "<title>") {
+		t.Errorf("the inspector's page is %q", got)
+	}
+	for all := ""; strings.Count(all, `"status_code":200`) < 8; { // and 101, of the WebSocket
+		all = ask("GET", inspector+"/api/events.jsonl")
+		if ctx.Err() != nil {
+			t.Fatalf("the inspector has got %s", all)
+		}
+	}
 
 	cancel()
 	select {
@@ -130,7 +140,7 @@ func TestPauseAndEnd(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("still runs")
 	}
-	for _, url := range []string{site, receiver} {
+	for _, url := range []string{site, receiver, inspector} {
 		if conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://")); err == nil {
 			_ = conn.Close()
 			t.Errorf("%s still listens", url)

@@ -1,8 +1,10 @@
 // Demo shows the plugin at work on this machine: a real Traefik with Request Mirror
-// in front of a small site, and a receiver that prints every event it gets.
+// in front of a small site, a receiver that prints every event it gets, and one that
+// shows them on a page.
 //
 //	you, samples ──▶ Traefik ──▶ site
-//	                    └ events ──▶ receiver ──▶ this terminal
+//	                    ├ events ──▶ receiver ──▶ this terminal
+//	                    └ events, with responses ──▶ inspector ──▶ your browser
 //
 // It listens on loopback only, keeps nothing but a temporary directory, and ends with
 // Ctrl-C. See usage for the environment variables.
@@ -36,6 +38,7 @@ const usage = `Usage: demo [-once]
 Environment:
   DEMO_PORT              port of the site, as Traefik serves it      (any free one)
   DEMO_RECEIVER_PORT     port of the receiver of the events          (any free one)
+  DEMO_INSPECTOR_PORT    port of the page that shows the events      (any free one)
   DEMO_ONCE=1            like -once
   NO_COLOR=1             no colours
   TRAEFIK_BIN            a Traefik to use instead of building one
@@ -43,14 +46,14 @@ Environment:
 
 // config is what the user may choose.
 type config struct {
-	port, receiverPort string
-	once               bool
-	out                io.Writer
-	colours            bool
+	port, receiverPort, inspectorPort string
+	once                              bool
+	out                               io.Writer
+	colours                           bool
 }
 
 func main() {
-	c := config{port: os.Getenv("DEMO_PORT"), receiverPort: os.Getenv("DEMO_RECEIVER_PORT"), out: os.Stdout}
+	c := config{port: os.Getenv("DEMO_PORT"), receiverPort: os.Getenv("DEMO_RECEIVER_PORT"), inspectorPort: os.Getenv("DEMO_INSPECTOR_PORT"), out: os.Stdout}
 	flag.BoolVar(&c.once, "once", os.Getenv("DEMO_ONCE") != "", "")
 	flag.Usage = func() { fmt.Fprint(os.Stderr, usage) }
 	flag.Parse()
@@ -82,6 +85,11 @@ func run(ctx context.Context, c config) (err error) {
 	}
 	events := newReceiver(s, secret)
 	defer serve(receiver, events)()
+	inspector, endInspector, err := startInspector(ctx, c.inspectorPort, secret)
+	if err != nil {
+		return err
+	}
+	defer endInspector()
 	backend, err := listen("", "")
 	if err != nil {
 		return err
@@ -103,7 +111,8 @@ func run(ctx context.Context, c config) (err error) {
 		"reportInterval": "3s",
 		"strict":         true,
 	}
-	traefik, err := lab.Start(ctx, setup(front.Addr().String(), "http://"+backend.Addr().String(), options))
+	mirrors := map[string]lab.Options{"mirror": options, "inspect": inspected(inspector, secret)}
+	traefik, err := lab.Start(ctx, setup(front.Addr().String(), "http://"+backend.Addr().String(), mirrors))
 	if err != nil {
 		return err
 	}
@@ -115,7 +124,7 @@ func run(ctx context.Context, c config) (err error) {
 		s.print("Done. %s", events.summary())
 	}()
 
-	d := &demo{screen: s, traefik: traefik, events: events, site: "http://" + front.Addr().String(), receiver: receiverURL}
+	d := &demo{screen: s, traefik: traefik, events: events, site: "http://" + front.Addr().String(), receiver: receiverURL, inspector: inspector}
 	d.introduce(backend.Addr().String())
 	if err := d.samples(ctx); err != nil {
 		return err
@@ -129,7 +138,7 @@ func run(ctx context.Context, c config) (err error) {
 
 // setup adds an entry point of the demo's own to the lab's, so that no host name is
 // needed to reach the site.
-func setup(front, backend string, options lab.Options) lab.Setup {
+func setup(front, backend string, mirrors map[string]lab.Options) lab.Setup {
 	return lab.Setup{
 		Static: map[string]any{"entryPoints": map[string]any{"demo": map[string]any{
 			"address": front,
@@ -137,8 +146,8 @@ func setup(front, backend string, options lab.Options) lab.Setup {
 			"transport": map[string]any{"lifeCycle": map[string]any{"graceTimeOut": "1s"}},
 		}}},
 		Dynamic: lab.Dynamic{
-			Mirrors: map[string]lab.Options{"mirror": options},
-			Routes:  map[string]lab.Route{"site": {Rule: "PathPrefix(`/`)", Through: []string{"mirror"}, Backend: backend}},
+			Mirrors: mirrors,
+			Routes:  map[string]lab.Route{"site": {Rule: "PathPrefix(`/`)", Through: []string{"mirror", "inspect"}, Backend: backend}},
 			Extra: map[string]any{"http": map[string]any{"routers": map[string]any{
 				"site": map[string]any{"entryPoints": []string{"demo"}},
 			}}},

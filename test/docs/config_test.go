@@ -218,18 +218,20 @@ func resolved(value any) any {
 // the values of its Helm chart, which have the same form.
 func isStatic(tree map[string]any) bool {
 	for key := range tree {
-		if !slices.Contains([]string{"entryPoints", "api", "providers", "experimental", "log", "volumes"}, key) {
+		if !slices.Contains([]string{"entryPoints", "api", "providers", "experimental", "log", "volumes",
+			"additionalArguments", "deployment", "gateway", "image", "ports"}, key) {
 			return false
 		}
 	}
 	return len(tree) > 0
 }
 
-// isOther says whether a document is a Kubernetes object that plugins are not in; the
-// Kubernetes suite applies those.
+// isOther says whether a document is a Kubernetes object that plugins are not in, which
+// the Kubernetes suite applies, or the configuration of an OpenTelemetry Collector, which
+// the tests of OTLP run.
 func isOther(tree map[string]any) bool {
 	kind, ok := tree["kind"]
-	return ok && kind != "Middleware"
+	return ok && kind != "Middleware" || tree["exporters"] != nil
 }
 
 // decode does what Traefik does to make a Config: pkg/plugins/middlewareyaegi.go.
@@ -370,7 +372,12 @@ func checkMistake(t *testing.T, b block, name string, options map[string]any) {
 // YAML and as arguments.
 func TestStaticConfigurationNamesThePlugin(t *testing.T) {
 	const module = "github.com/opencommit/requestmirror"
-	type descriptor struct{ ModuleName, Version string }
+	type descriptor struct {
+		ModuleName, Version string
+		// Of the Helm chart, which makes static configuration of it.
+		MountPath, Type, VolumeName, SubPath string
+		Source                               map[string]string
+	}
 	type static struct {
 		Experimental *struct {
 			AbortOnPluginFailure  bool
@@ -399,7 +406,7 @@ func TestStaticConfigurationNamesThePlugin(t *testing.T) {
 			switch {
 			case plugin != nil && (plugin.ModuleName != module || plugin.Version != "v0.1.0"):
 				t.Errorf("plugins.requestmirror: got %+v", *plugin)
-			case local != nil && (local.ModuleName != module || local.Version != ""):
+			case local != nil && (local.ModuleName != module || local.Version != "" || local.MountPath != "" && local.MountPath != "/plugins-local/src/"+module):
 				t.Errorf("localPlugins.requestmirror: got %+v", *local)
 			case (plugin == nil) == (local == nil):
 				t.Error("got none or two plugins; want one")
@@ -421,6 +428,7 @@ func TestStaticConfigurationNamesThePlugin(t *testing.T) {
 			name, value, _ := strings.Cut(line, "=")
 			want := map[string]string{
 				"--experimental.plugins.requestmirror.moduleName": module, "--experimental.plugins.requestmirror.version": "v0.1.0",
+				"--experimental.localPlugins.requestmirror.moduleName": module, "--experimental.abortOnPluginFailure": "true",
 			}[name]
 			if want == "" || value != want {
 				t.Errorf("%s: got %s; want the name or version of the plugin", p.name, line)

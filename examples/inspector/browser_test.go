@@ -1,0 +1,291 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/page"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+)
+
+var update = flag.Bool("update", false, "write the pictures of the documentation anew")
+
+// browserNeeded names a variable that makes it a failure if a program is missing that a
+// test needs: in CI, a test that is left out proves nothing.
+const browserNeeded = "INSPECTOR_BROWSER"
+
+func leaveOut(t *testing.T, why string) {
+	t.Helper()
+	if os.Getenv(browserNeeded) == "required" {
+		t.Fatalf("%s, and %s=required", why, browserNeeded)
+	}
+	t.Skip(why)
+}
+
+// findBrowser is where Chromium is, if it is installed.
+func findBrowser() string {
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	return ""
+}
+
+// A browser is started once for all tests, as that takes a second or more.
+var shared struct {
+	once sync.Once
+	ctx  context.Context
+	end  func()
+	err  error
+}
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code := m.Run()
+	if shared.end != nil {
+		shared.end()
+	}
+	os.Exit(code)
+}
+
+func startBrowser(path string) {
+	dir, err := os.MkdirTemp("", "inspector-browser-")
+	if err != nil {
+		shared.err = err
+		return
+	}
+	options := append([]chromedp.ExecAllocatorOption{
+		chromedp.ExecPath(path), chromedp.UserDataDir(dir), chromedp.NoSandbox, chromedp.Headless, chromedp.NoFirstRun, chromedp.DisableGPU,
+	}, chromedp.Flag("disable-quic", true), chromedp.Flag("disable-background-networking", true),
+		chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-sync", true),
+		chromedp.Flag("hide-scrollbars", true), chromedp.Flag("font-render-hinting", "none"), chromedp.Flag("force-color-profile", "srgb"),
+		// For garbage collection on demand, so that what the heap has is what is held.
+		chromedp.Flag("js-flags", "--expose-gc"), chromedp.Flag("enable-precise-memory-info", true))
+	allocator, endAllocator := chromedp.NewExecAllocator(context.Background(), options...)
+	ctx, endBrowser := chromedp.NewContext(allocator)
+	shared.err = chromedp.Do(ctx)
+	shared.ctx = ctx
+	shared.end = func() {
+		_ = chromedp.Cancel(ctx)
+		endBrowser()
+		endAllocator()
+		_ = os.RemoveAll(dir)
+	}
+}
+
+// tab is a page in the browser.
+type tab struct {
+	t   *testing.T
+	ctx context.Context
+
+	mu       sync.Mutex
+	problems []string // exceptions, errors in the console, violations of the policy
+}
+
+// open opens the page of an inspector in a tab of its own, in the light or dark theme,
+// and fails the test in the end if anything was wrong in it.
+func (b *bench) open(t *testing.T, width, height int64, dark bool) (*tab, *httptest.Server) {
+	t.Helper()
+	path := findBrowser()
+	if path == "" {
+		leaveOut(t, "the page was not tested: there is no Chromium (Debian's package chromium)")
+	}
+	shared.once.Do(func() { startBrowser(path) })
+	if shared.err != nil {
+		t.Fatalf("Chromium does not start: %v", shared.err)
+	}
+	server := httptest.NewServer(b.handler)
+	ctx, cancel := chromedp.NewContext(shared.ctx)
+	ctx, cancelTime := context.WithTimeout(ctx, 10*time.Minute)
+	p := &tab{t: t, ctx: ctx}
+	t.Cleanup(func() {
+		p.check()
+		_ = chromedp.Cancel(ctx)
+		cancelTime()
+		cancel()
+		server.CloseClientConnections()
+		server.Close()
+	})
+	listening := chromedp.Listen(ctx, func(event any) {
+		switch e := event.(type) {
+		case *runtime.EventExceptionThrown:
+			p.note("exception: " + describe(e.ExceptionDetails))
+		case *log.EventEntryAdded:
+			if e.Entry.Level == log.EntryLevelError || e.Entry.Source == log.EntrySourceSecurity {
+				p.note(fmt.Sprintf("%s: %s %s", e.Entry.Source, e.Entry.Text, e.Entry.URL))
+			}
+		case *page.EventJavascriptDialogOpening:
+			p.note("a dialog opened: " + e.Message)
+			go func() {
+				_, _ = chromedp.Call(ctx, page.HandleJavaScriptDialog, page.HandleJavaScriptDialogParams{Accept: true})
+			}()
+		}
+	})
+	if listening != nil {
+		t.Fatal(listening)
+	}
+	scheme := "light"
+	if dark {
+		scheme = "dark"
+	}
+	// What an injection would call; and every violation of the policy is an attempt.
+	call(p, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: `
+		window.sentinel = []
+		window.hit = (...what) => { window.sentinel.push(what.join(' ') || 'called') }
+		addEventListener('securitypolicyviolation', e => window.sentinel.push('policy: ' + e.violatedDirective + ' ' + e.blockedURI + ' ' + e.sample))`})
+	call(p, emulation.SetTimezoneOverride, emulation.SetTimezoneOverrideParams{TimezoneID: "UTC"})
+	call(p, emulation.SetFocusEmulationEnabled, emulation.SetFocusEmulationEnabledParams{Enabled: true})
+	p.size(width, height)
+	call(p, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{
+		{Name: "prefers-color-scheme", Value: scheme}, {Name: "prefers-reduced-motion", Value: "reduce"},
+	}})
+	if err := chromedp.Do(ctx, chromedp.Navigate(server.URL+"/")); err != nil {
+		t.Fatal(err)
+	}
+	p.until(`document.getElementById('state').dataset.state === 'live'`)
+	return p, server
+}
+
+func describe(e *runtime.ExceptionDetails) string {
+	if e.Exception != nil && e.Exception.Description != "" {
+		return e.Exception.Description
+	}
+	return e.Text
+}
+
+// call gives the browser a command.
+func call[P, R any](p *tab, command cdp.Command[P, R], params P) R {
+	p.t.Helper()
+	result, err := chromedp.Call(p.ctx, command, params)
+	if err != nil {
+		p.t.Fatalf("%s: %v", command.Method, err)
+	}
+	return result
+}
+
+func (p *tab) size(width, height int64) {
+	p.t.Helper()
+	call(p, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: width, Height: height, DeviceScaleFactor: 1})
+}
+
+func (p *tab) note(problem string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.problems = append(p.problems, problem)
+}
+
+// check fails the test if the page did what it must not do.
+func (p *tab) check() {
+	p.t.Helper()
+	hits, err := chromedp.Run(p.ctx, chromedp.Evaluate[[]string](`window.sentinel`))
+	if err != nil {
+		p.t.Errorf("the page does not answer: %v", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, hit := range append(hits, p.problems...) {
+		p.t.Errorf("in the page: %.500s", hit)
+	}
+}
+
+// eval returns what a script comes to.
+func eval[T any](p *tab, script string) T {
+	p.t.Helper()
+	value, err := chromedp.Run(p.ctx, chromedp.Evaluate[T](script, chromedp.EvalAwaitPromise))
+	if err != nil {
+		p.t.Fatalf("%.200s: %v", script, err)
+	}
+	return value
+}
+
+// until waits for a condition.
+func (p *tab) until(condition string) {
+	p.t.Helper()
+	met := eval[bool](p, `new Promise(done => {
+		const end = performance.now() + 60000
+		const look = () => {
+			if (`+condition+`) done(true)
+			else if (performance.now() > end) done(false)
+			else setTimeout(look, 10)
+		}
+		look()
+	})`)
+	if !met {
+		p.t.Fatalf("never so: %s\nthe page:\n%s", condition, eval[string](p, `document.body.innerText.slice(0, 3000)`))
+	}
+}
+
+// press presses keys, one after the other.
+func (p *tab) press(keys ...string) {
+	p.t.Helper()
+	for _, key := range keys {
+		if err := chromedp.Do(p.ctx, chromedp.KeyEvent(key)); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+}
+
+func (p *tab) picture() []byte {
+	p.t.Helper()
+	png, err := chromedp.Run(p.ctx, chromedp.CaptureScreenshot())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return png
+}
+
+// detail waits for the details of what is selected and returns their text.
+func (p *tab) detail(has string) string {
+	p.t.Helper()
+	quoted, _ := json.Marshal(has)
+	p.until(`!document.getElementById('detail').hidden && document.getElementById('detail').innerText.includes(` + string(quoted) + `)`)
+	return eval[string](p, `document.getElementById('detail').innerText`)
+}
+
+// settled waits until everything that was drawn is on the screen.
+func (p *tab) settled() {
+	p.t.Helper()
+	eval[bool](p, `new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))`)
+}
+
+const rowCount = `Number(document.getElementById('list').getAttribute('aria-rowcount')) - 1`
+
+// The pictures of the documentation are made of fixed events at fixed times.
+func TestPictures(t *testing.T) {
+	for _, scheme := range []string{"light", "dark"} {
+		t.Run(scheme, func(t *testing.T) {
+			b := newBench(t, nil)
+			b.day()
+			p, _ := b.open(t, 1200, 740, scheme == "dark")
+			p.until(rowCount + ` > 1000`)
+			p.press("G")
+			p.detail("buy <b>cheap</b> pills")
+			p.settled()
+			png := p.picture()
+			if len(png) > 200000 {
+				t.Errorf("the picture has %d bytes; want at most 200000", len(png))
+			}
+			if *update {
+				name := filepath.Join("..", "..", "docs", "images", "inspector-"+scheme+".png")
+				if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, png, 0o644)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,233 @@
+// The strip: three small charts of the last five minutes, drawn once a second.
+
+import { $, el } from './dom.js'
+import { count, milliseconds, visible } from './text.js'
+
+const span = 300 // seconds
+
+// The reasons of the plugin, so that each keeps its colour. There are eight colours.
+const reasons = [
+  'queue_full', 'circuit_open', 'timeout', 'network_error', 'server_error', 'rejected', 'expired', 'memory',
+  'retired', 'gone', 'too_large', 'incomplete', 'internal_error',
+]
+
+export class Chart {
+  #points = new Map() // by second
+  #progress = []
+  #now = 0
+  #at = null // second under the pointer
+  #lanes
+
+  constructor(strip) {
+    this.#lanes = ['rate', 'lost', 'latency'].map(name => {
+      const figure = $(`lane-${name}`)
+      const canvas = figure.querySelector('canvas')
+      new ResizeObserver(() => this.draw()).observe(canvas)
+      canvas.addEventListener('pointermove', event => {
+        const { left, width } = canvas.getBoundingClientRect()
+        this.#at = Math.round(this.#now / 1000 - 1 - span + (event.clientX - left) / width * span)
+        this.draw()
+      })
+      canvas.addEventListener('pointerleave', () => {
+        this.#at = null
+        this.draw()
+      })
+      return { name, canvas, now: $(`${name}-now`), keys: $(`${name}-keys`) }
+    })
+    matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => this.draw())
+    this.strip = strip
+  }
+
+  clear() {
+    this.#points.clear()
+    this.#progress = []
+  }
+
+  add(pulse) {
+    this.#now = pulse.now
+    for (const point of pulse.points) this.#points.set(point.at, point)
+    this.#progress.push(...pulse.progress)
+    const oldest = Math.floor(pulse.now / 1000) - span - 1
+    for (const at of this.#points.keys()) if (at < oldest) this.#points.delete(at)
+    this.#progress = this.#progress.filter(one => one.to / 1000 >= oldest)
+    this.draw()
+  }
+
+  draw() {
+    if (!this.#now) return
+    const end = Math.floor(this.#now / 1000)
+    const colours = this.#colours()
+    for (const lane of this.#lanes) {
+      const { canvas } = lane
+      const width = canvas.clientWidth
+      const height = canvas.clientHeight
+      if (width === 0) continue
+      const scale = devicePixelRatio
+      if (canvas.width !== Math.round(width * scale) || canvas.height !== Math.round(height * scale)) {
+        canvas.width = Math.round(width * scale)
+        canvas.height = Math.round(height * scale)
+      }
+      const pen = canvas.getContext('2d')
+      pen.setTransform(scale, 0, 0, scale, 0, 0)
+      pen.clearRect(0, 0, width, height)
+      const x = at => (at - (end - span)) / span * width
+      pen.fillStyle = colours.line
+      for (let minute = 1; minute < span / 60; minute++) pen.fillRect(Math.round(x(end - minute * 60)), 0, 1, height)
+      pen.fillRect(0, height - 1, width, 1)
+      this[`_${lane.name}`](lane, pen, { x, width, height, end, colours })
+      if (this.#at !== null) {
+        pen.fillStyle = colours.muted
+        pen.fillRect(Math.round(x(this.#at + 0.5)), 0, 1, height)
+      }
+    }
+  }
+
+  #colours() {
+    const colour = name => getComputedStyle(this.strip.querySelector(`.ink-${name}`) ?? this.#ink(name)).color
+    return { line: colour('line'), muted: colour('muted'), main: colour('main'), second: colour('second'), p50: colour('p50'), p95: colour('p95'), bad: colour('bad') }
+  }
+
+  // A custom property that depends on the theme is only resolved where it is used.
+  #ink(name) {
+    const node = el('i', `ink ink-${name}`)
+    node.hidden = true
+    this.strip.append(node)
+    return node
+  }
+
+  #inkOf(reason) {
+    const i = reasons.indexOf(reason)
+    const name = `r${(i < 0 ? reasons.length : i) % 8}`
+    return getComputedStyle(this.strip.querySelector(`.ink-${name}`) ?? this.#ink(name)).color
+  }
+
+  // Rate: events of each second as an area; a line, what the reports say was delivered.
+  _rate(lane, pen, { x, width, height, end, colours }) {
+    const at = this.#at ?? end - 1
+    const rates = this.#progress.filter(one => one.to > one.from).map(one => ({ ...one, rate: one.delivered / (one.to - one.from) * 1000 }))
+    let most = 1
+    for (const point of this.#points.values()) most = Math.max(most, point.events)
+    for (const one of rates) most = Math.max(most, one.rate)
+    const y = value => height - 1 - value / most * (height - 12)
+    pen.fillStyle = colours.main
+    const bar = width / span
+    for (const point of this.#points.values()) {
+      if (point.events > 0) {
+        const top = y(point.events)
+        pen.fillRect(x(point.at), top, Math.max(bar, 1), height - 1 - top)
+      }
+      if (point.refused) {
+        pen.fillStyle = colours.bad
+        pen.fillRect(x(point.at), height - 5, Math.max(bar, 2), 5)
+        pen.fillStyle = colours.main
+      }
+    }
+    pen.strokeStyle = colours.second
+    pen.lineWidth = 1.5
+    pen.beginPath()
+    for (const one of rates) {
+      pen.moveTo(x(one.from / 1000), y(one.rate))
+      pen.lineTo(x(one.to / 1000), y(one.rate))
+    }
+    pen.stroke()
+    this.#most(pen, most, `${count(most)}/s`, colours)
+    const point = this.#points.get(at)
+    const told = rates.findLast(one => one.from / 1000 <= at && at < one.to / 1000) ?? (this.#at === null ? rates.at(-1) : undefined)
+    lane.now.textContent = `${count(point?.events ?? 0)}/s`
+    keys(lane, [['second', `delivered, as reported${told ? ` ${decimal(told.rate)}/s` : ''}`], ...(this.#any('refused') ? [['bad', 'refused']] : [])])
+    label(lane, `Events received in each second; now ${point?.events ?? 0}, at most ${decimal(most)} in the last five minutes`)
+  }
+
+  // Lost: what each report has more than the one before, over the time between them.
+  _lost(lane, pen, { x, height, colours }) {
+    const at = this.#at
+    const all = new Map()
+    const bars = this.#progress.map(one => {
+      const counts = new Map()
+      for (const part of [one.dropped, one.failed]) {
+        for (const [reason, n] of Object.entries(part ?? {})) {
+          counts.set(reason, (counts.get(reason) ?? 0) + n)
+          if (at === null || one.from / 1000 <= at && at < one.to / 1000) all.set(reason, (all.get(reason) ?? 0) + n)
+        }
+      }
+      return { one, counts, total: [...counts.values()].reduce((a, b) => a + b, 0) }
+    })
+    const most = Math.max(1, ...bars.map(bar => bar.total))
+    for (const { one, counts } of bars) {
+      const left = x(one.from / 1000)
+      const wide = Math.max(x(one.to / 1000) - left - 1, 2)
+      let floor = height - 1
+      for (const [reason, n] of [...counts].sort((a, b) => reasons.indexOf(a[0]) - reasons.indexOf(b[0]))) {
+        const tall = n / most * (height - 12)
+        pen.fillStyle = this.#inkOf(reason)
+        pen.fillRect(left, floor - tall, wide, tall)
+        floor -= tall
+      }
+    }
+    if (most > 1) this.#most(pen, most, count(most), colours)
+    const list = [...all].sort((a, b) => b[1] - a[1])
+    const sum = list.reduce((n, one) => n + one[1], 0)
+    lane.now.textContent = this.#progress.length === 0 ? 'no report yet' : count(sum)
+    const shown = list.slice(0, 4)
+    const rest = list.slice(4).reduce((n, one) => n + one[1], 0)
+    keys(lane, [...shown.map(([reason, n]) => [`r${(reasons.indexOf(reason) + 8) % 8}`, `${visible(reason)} ${count(n)}`]), ...(rest ? [['muted', `others ${count(rest)}`]] : [])])
+    label(lane, `Events lost in the last five minutes, as the reports say: ${list.map(([reason, n]) => `${visible(reason)} ${n}`).join(', ') || 'none'}`)
+  }
+
+  // Latency: the middle as a line, and what 95 of 100 stay below as an area.
+  _latency(lane, pen, { x, width, height, end, colours }) {
+    const points = [...this.#points.values()].filter(point => point.p50 !== undefined).sort((a, b) => a.at - b.at)
+    const most = Math.max(1, ...points.map(point => point.p95))
+    const y = value => height - 1 - Math.max(0, value) / most * (height - 12)
+    const bar = Math.max(width / span, 1)
+    pen.fillStyle = colours.p95
+    for (const point of points) pen.fillRect(x(point.at), y(point.p95), bar, height - 1 - y(point.p95))
+    pen.strokeStyle = colours.p50
+    pen.lineWidth = 1.5
+    pen.lineJoin = 'round'
+    pen.beginPath()
+    let before = null
+    for (const point of points) {
+      // A line through seconds in succession; one alone is a dash.
+      if (point.at - 1 === before) pen.lineTo(x(point.at + 0.5), y(point.p50))
+      else {
+        pen.moveTo(x(point.at), y(point.p50))
+        pen.lineTo(x(point.at + 0.5), y(point.p50))
+      }
+      before = point.at
+    }
+    pen.stroke()
+    if (points.length > 0) this.#most(pen, most, milliseconds(most), colours)
+    const point = this.#at === null ? points.at(-1) : this.#points.get(this.#at)
+    const known = point?.p50 !== undefined
+    lane.now.textContent = known ? milliseconds(point.p50) : '–'
+    keys(lane, [['p50', 'median'], ['p95', `95 % below${known ? ` ${milliseconds(point.p95)}` : ''}`]])
+    label(lane, `Time from a request to the receipt of its event${known ? `: median ${milliseconds(point.p50)}, 95 percent below ${milliseconds(point.p95)}` : ''}`)
+  }
+
+  #any(what) {
+    for (const point of this.#points.values()) if (point[what]) return true
+    return false
+  }
+
+  #most(pen, most, text, colours) {
+    pen.fillStyle = colours.muted
+    pen.font = '10px system-ui, sans-serif'
+    pen.textBaseline = 'top'
+    pen.fillText(text, 0, 0)
+  }
+}
+
+const decimal = n => n < 9.95 ? String(Number(n.toFixed(1))) : count(Math.round(n))
+
+// Only what changed is written: this happens every second.
+function keys(lane, list) {
+  const text = JSON.stringify(list)
+  if (lane.keysText === text) return
+  lane.keysText = text
+  lane.keys.replaceChildren(...list.map(([ink, words]) => el('span', `key ink-${ink}`, el('i', 'dot'), el('span', '', words))))
+}
+
+function label(lane, text) {
+  if (lane.canvas.getAttribute('aria-label') !== text) lane.canvas.setAttribute('aria-label', text)
+}

@@ -1,0 +1,218 @@
+package kubernetes
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+)
+
+// thePages are those of Kubernetes. The tests of all pages are in test/docs.
+var thePages = []string{"how-to/install-on-kubernetes.md", "how-to/roll-out-safely.md", "reference/admission-policy.md"}
+
+func page(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(root, "docs", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// blocks are the fenced ones of a language.
+func blocks(text, lang string) []string {
+	var list []string
+	for _, found := range regexp.MustCompile("(?ms)^```"+lang+"\n(.*?)^```$").FindAllStringSubmatch(text, -1) {
+		list = append(list, found[1])
+	}
+	return list
+}
+
+// TestThePagesShowWhatIsShipped compares each YAML of a page with the shipped files, which
+// other tests apply. What is on a page only is applied here.
+func TestThePagesShowWhatIsShipped(t *testing.T) {
+	var files []any
+	err := filepath.WalkDir(examples, func(name string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || filepath.Ext(name) != ".yaml" {
+			return err
+		}
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		for _, part := range strings.Split(string(text), "\n---\n") {
+			var tree any
+			if err := yaml.Unmarshal([]byte(part), &tree); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			files = append(files, tree)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown, applied := 0, 0
+	for _, name := range thePages {
+		for _, text := range blocks(page(t, name), "yaml") {
+			var tree map[string]any
+			if err := yaml.Unmarshal([]byte(text), &tree); err != nil {
+				t.Errorf("%s: %v:\n%s", name, err, text)
+				continue
+			}
+			if slices.ContainsFunc(files, func(file any) bool { return reflect.DeepEqual(file, any(tree)) }) {
+				shown++
+				continue
+			}
+			if tree["kind"] != "Middleware" {
+				t.Errorf("%s: this is in no shipped file:\n%s", name, text)
+				continue
+			}
+			applied++
+			c := policed(t)
+			o := parsed(t, text)[0]
+			applyOne(t, c, namespace(o.GetNamespace()))
+			if said := verdict(t, c, o); said != "" {
+				t.Errorf("%s: the policy says %q of\n%s", name, said, text)
+			}
+		}
+	}
+	if shown < 8 || applied < 3 {
+		t.Errorf("got %d blocks that are shipped and %d that were applied; want at least 8 and 3", shown, applied)
+	}
+}
+
+// TestThePagesNameWhatIsThere goes through the commands. What they apply, other tests do.
+func TestThePagesNameWhatIsThere(t *testing.T) {
+	gateway, err := pinned("../traefik/go.mod", regexp.MustCompile(`(?m)^\s*sigs\.k8s\.io/gateway-api (v\S+)`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	traefik, err := pinned("../traefik/go.mod", traefikPin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	minor := traefik[:strings.LastIndex(traefik, ".")]
+	appliedByTests := []string{
+		"examples/kubernetes", "examples/kubernetes/traefik", "examples/kubernetes/entrypoint", "examples/kubernetes/policy",
+		"examples/kubernetes/policy-trial", "examples/kubernetes/middleware.yaml", "examples/kubernetes/ingress.yaml", "-",
+	}
+	n := 0
+	for _, name := range thePages {
+		for _, block := range blocks(page(t, name), "sh") {
+			for _, line := range strings.Split(strings.TrimSpace(block), "\n") {
+				n++
+				words := strings.Fields(line)
+				for i, word := range words {
+					value := ""
+					if i+1 < len(words) {
+						value = words[i+1]
+					}
+					switch {
+					case strings.HasPrefix(word, "examples/"):
+						if _, err := os.Stat(filepath.Join(root, strings.TrimSuffix(word, "/plugins-local"))); err != nil {
+							t.Errorf("%s: %s: %v", name, line, err)
+						}
+					case strings.HasPrefix(word, "https://raw.githubusercontent.com/traefik/"):
+						if !strings.Contains(word, "/"+minor+"/") {
+							t.Errorf("%s: %s: want %s, as tested", name, word, minor)
+						}
+						if _, err := os.Stat(filepath.Join("bin", "traefik-"+traefik, filepath.Base(word))); err != nil {
+							t.Errorf("%s: %s: the tests apply no such file: %v", name, word, err)
+						}
+					case strings.HasPrefix(word, "https://"):
+						if !strings.Contains(word, "/kubernetes-sigs/gateway-api/releases/download/"+gateway+"/") {
+							t.Errorf("%s: %s: want the Gateway API %s, as tested", name, word, gateway)
+						}
+					}
+					if (word == "-k" || word == "-f") && strings.Contains(line, "kubectl apply") && !strings.HasPrefix(value, "https://") &&
+						!slices.Contains(appliedByTests, value) {
+						t.Errorf("%s: %s: applied by no test", name, line)
+					}
+					if word == "-f" && words[0] == "docker" {
+						recipe, err := os.ReadFile(filepath.Join(root, value))
+						if err != nil || !strings.Contains(string(recipe), "# "+line+"\n") {
+							t.Errorf("%s: %s: not what %s says (%v)", name, line, value, err)
+						}
+					}
+					if word == "-f" && words[0] == "helm" && value != "plugin-values.yaml" {
+						if !slices.ContainsFunc(charted, func(c installation) bool { return slices.Contains(c.values, filepath.Base(value)) }) {
+							t.Errorf("%s: %s: rendered by no test", name, line)
+						}
+					}
+				}
+			}
+		}
+	}
+	if n < 15 {
+		t.Errorf("got %d commands; want at least 15", n)
+	}
+}
+
+// row is one of a table with two columns of code.
+var row = regexp.MustCompile("(?m)^\\| `(.+?)` \\| (`.+`) \\|$")
+
+func TestTheMessagesInTheReferenceAreThoseOfThePolicy(t *testing.T) {
+	c := policed(t)
+	_, table, _ := strings.Cut(page(t, "reference/admission-policy.md"), "\n| options | message |\n")
+	rows := row.FindAllStringSubmatch(table, -1)
+	for _, r := range rows {
+		options := fromYAML(t, r[1])
+		if m, ok := options.(map[string]any); ok && !strings.Contains(r[1], "watchURL:") {
+			m["watchURL"] = "http://receiver.example.com/"
+		}
+		said := verdict(t, c, middleware("default", "probe", options))
+		want := strings.Trim(r[2], "`")
+		if strings.HasPrefix(r[2], "``") { // as there is a ` in it, too
+			want = strings.TrimSpace(r[2][2 : len(r[2])-2])
+		}
+		if !strings.HasSuffix(said, ": "+want) {
+			t.Errorf("%s: got %q; want %q", r[1], said, want)
+		}
+	}
+	if len(rows) < 40 {
+		t.Errorf("got %d rows; want at least 40", len(rows))
+	}
+
+	// The whole of it, as kubectl shows it behind its own words.
+	_, err := c.apply(context.Background(), middleware("default", "probe", map[string]any{
+		"watchURL": "http://receiver.example.com/", "queueSzie": int64(5), "timeout": "1d",
+	}), true)
+	_, want, _ := strings.Cut(blocks(page(t, "reference/admission-policy.md"), "text")[0], ": : ")
+	if err == nil || !strings.HasSuffix(err.Error(), strings.TrimSpace(want)) {
+		t.Errorf("got %v; want %s", err, want)
+	}
+}
+
+// shownLogs are the pieces of log that a table says, without what differs.
+func shownLogs(t *testing.T) []string {
+	t.Helper()
+	_, table, found := strings.Cut(page(t, "how-to/install-on-kubernetes.md"), "| in the `Middleware` | requests |")
+	if !found {
+		t.Fatal("no table of mistakes")
+	}
+	table, _, _ = strings.Cut(table, "\n\n")
+	var pieces []string
+	for _, line := range strings.Split(table, "\n")[2:] {
+		columns := strings.Split(line, " | ")
+		for _, code := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(columns[2], -1) {
+			for _, piece := range strings.Split(code[1], "…") {
+				if piece = strings.TrimSpace(piece); len(piece) > 3 {
+					pieces = append(pieces, piece)
+				}
+			}
+		}
+	}
+	if len(pieces) < 7 {
+		t.Fatalf("got %q; want at least 7 pieces of log", pieces)
+	}
+	return pieces
+}

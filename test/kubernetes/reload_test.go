@@ -1,0 +1,157 @@
+package kubernetes
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+)
+
+// watched are arguments for tests that look into Traefik.
+var watched = []string{"--api.insecure=true", "--providers.providersThrottleDuration=100ms", "--log.noColor=true"}
+
+// secret is one with a signing secret in it.
+func secret(namespace, name, signing string) *unstructured.Unstructured {
+	return &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "v1", "kind": "Secret", "metadata": map[string]any{"namespace": namespace, "name": name},
+		"stringData": map[string]any{"signing": signing},
+	}}
+}
+
+// TestUpdatesUnderLoadLoseNothing changes a Middleware ten times while requests come in:
+// each change makes a new pipeline.
+func TestUpdatesUnderLoadLoseNothing(t *testing.T) {
+	needSandbox(t)
+	receiver := newRecorder(t, whsec(32))
+	options := func(revision int) map[string]any {
+		return map[string]any{
+			"watchURL": receiver.url, "signingSecrets": []any{"urn:k8s:secret:reload:signing"}, "queueSize": int64(100000),
+			"timeout": fmt.Sprintf("%ds", 10+revision), "attributes": map[string]any{"revision": fmt.Sprint(revision)}, "strict": true,
+		}
+	}
+	apply(t, secret("reload", "reload", whsec(32)), middleware("reload", "mirror", options(0)))
+	site(t, "reload", "site")
+	apply(t, ingress(t, "reload", "site", "reload.test", "reload-mirror@kubernetescrd"))
+	installed(t, "traefik", watched...)
+	awaitRoute(t, "reload.test")
+
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var senders sync.WaitGroup
+	sent := make([]int, 3)
+	failed := make([]string, len(sent))
+	for i := range sent {
+		senders.Add(1)
+		go func() {
+			defer senders.Done()
+			for ctx.Err() == nil && failed[i] == "" {
+				status, answer, err := post("reload.test", fmt.Sprintf("/sent/%d/%d", i, sent[i]), "body")
+				if err != nil || status != http.StatusOK || answer != "the site" {
+					failed[i] = fmt.Sprint(status, answer, err)
+				}
+				sent[i]++
+			}
+		}()
+	}
+	for revision := 1; revision <= 10; revision++ {
+		applyOne(t, lab.cluster, middleware("reload", "mirror", options(revision)))
+		await(t, fmt.Sprintf("events of revision %d", revision), func() (bool, any) {
+			n := len(receiver.have(func(e event) bool { return e.Data.Attributes["revision"] == fmt.Sprint(revision) }))
+			return n > 10, n
+		})
+	}
+	stop()
+	senders.Wait()
+
+	total := 0
+	for i, n := range sent {
+		total += n
+		if failed[i] != "" {
+			t.Errorf("a request failed: %s", failed[i])
+		}
+	}
+	mirrored := func(e event) bool { return strings.HasPrefix(e.Data.URL.Path, "/sent/") }
+	await(t, "all events", func() (bool, any) {
+		n := len(receiver.have(mirrored))
+		return n >= total, fmt.Sprintf("%d of %d", n, total)
+	})
+	paths := map[string]bool{}
+	for _, e := range receiver.have(mirrored) {
+		paths[e.Data.URL.Path] = true
+	}
+	if len(paths) != total {
+		t.Errorf("got the events of %d requests; want those of all %d", len(paths), total)
+	}
+	receiver.check(t)
+	t.Logf("%d requests over 10 updates, none failed and none lost", total)
+}
+
+// TestANewSecretSignsWithinASecond replaces what is in a Secret, once as Traefik reads it,
+// once as a file in Traefik's pod. What Traefik shows of both differs.
+func TestANewSecretSignsWithinASecond(t *testing.T) {
+	needSandbox(t)
+	before, after := whsec(32), whsec(40)
+	receiver := newRecorder(t, before, after)
+	apply(t, secret("rotation", "rotation", before), secret("traefik", "request-mirror", before))
+	for name, reference := range map[string]string{"urn": "urn:k8s:secret:rotation:signing", "file": "file:/run/secrets/request-mirror/signing"} {
+		apply(t, middleware("rotation", name, map[string]any{"watchURL": receiver.url, "signingSecrets": []any{reference}, "strict": true}))
+		site(t, "rotation", name)
+		apply(t, ingress(t, "rotation", name, name+".rotation.test", "rotation-"+name+"@kubernetescrd"))
+	}
+	traefik := installed(t, "traefik", append(watched, "--log.level=DEBUG")...)
+
+	for _, test := range []struct {
+		name   string
+		change func()
+		within time.Duration
+		shown  bool
+	}{
+		{"urn", func() { applyOne(t, lab.cluster, secret("rotation", "rotation", after)) }, time.Second, true},
+		// Files are looked at once a second.
+		{"file", func() {
+			applyOne(t, lab.cluster, secret("traefik", "request-mirror", after))
+			if err := traefik.write("secrets"); err != nil { // as a kubelet does within a minute
+				t.Fatal(err)
+			}
+		}, 2 * time.Second, false},
+	} {
+		host := test.name + ".rotation.test"
+		awaitRoute(t, host)
+		post(host, "/"+test.name+"/before", "")
+		if e := receiver.awaitEvent(t, "/"+test.name+"/before"); e.Secret != before {
+			t.Fatalf("%s: signed with %s; want the first secret", test.name, e.Secret)
+		}
+		test.change()
+		changed := time.Now()
+		n := 0
+		await(t, "an event that the new secret signs", func() (bool, any) {
+			n++
+			post(host, fmt.Sprintf("/%s/%d", test.name, n), "")
+			signed := receiver.have(func(e event) bool { return e.Data.Server.Address == host && e.Secret == after })
+			return len(signed) > 0, n
+		})
+		took := time.Since(changed)
+		t.Logf("%s: signed with the new secret after %v", test.name, took.Round(time.Millisecond))
+		if took > test.within {
+			t.Errorf("%s: signed with the new secret after %v; want at most %v", test.name, took, test.within)
+		}
+		_, api := api(t, "/api/http/middlewares/rotation-"+test.name+"@kubernetescrd")
+		if got := strings.Contains(api, after) || strings.Contains(api, before); got != test.shown {
+			t.Errorf("%s: the secret in Traefik's API: got %v; want %v", test.name, got, test.shown)
+		}
+	}
+	for _, line := range strings.Split(traefik.log.String(), "\n") {
+		if strings.Contains(line, before) && !strings.Contains(line, "Configuration received") {
+			t.Errorf("a secret in the log, beyond what Traefik shows of its configuration: %s", line)
+		}
+	}
+	if !strings.Contains(traefik.log.String(), before) {
+		t.Error("the debug log has no resolved secret any more: docs/how-to/install-on-kubernetes.md says that it has")
+	}
+	receiver.check(t)
+}

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Runs the tests of Kubernetes: etcd, kube-apiserver and Traefik on this machine, without
+# containers. Arguments go to go test, such as -run TestTheShipped.
+#
+#   run.sh --if-built ...   does nothing, and says so, if the programs are not built
+#
+#   KUBERNETES_BIN, TRAEFIK_BIN   programs to take instead of the ones that are built
+#   HELM_CHART, HELM_BIN          Traefik's chart (a directory) and Helm, for the tests of the values
+#   KUBERNETES_SANDBOX=off        runs what needs no user namespaces
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+say() { printf 'kubernetes: %s\n' "$*" >&2; }
+
+if [ "${1:-}" = --if-built ]; then
+	shift
+	if [ -z "${KUBERNETES_BIN:-}" ]; then
+		version=$(sed -n 's/^[[:space:]]*k8s\.io\/kubernetes \(v[0-9.]*\).*/\1/p' go.mod)
+		if [ ! -x "bin/$version/kube-apiserver" ] || [ ! -x "bin/$version/etcd" ]; then
+			say "NOT TESTED: kube-apiserver and etcd are not built. make e2e-kubernetes builds and tests, in about five minutes."
+			exit 0
+		fi
+	fi
+fi
+
+./build.sh >/dev/null
+TRAEFIK_BIN=$(../traefik/build.sh)
+export TRAEFIK_BIN
+started=$SECONDS
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+go vet ./...
+code=0
+go test -count=1 -shuffle=on -timeout 10m -v "$@" ./... >"$log" 2>&1 || code=$?
+# One line for each test, what was not tested, and all of it if something is wrong.
+if [ "$code" -ne 0 ]; then
+	cat "$log"
+	say "FAILED"
+	exit "$code"
+fi
+grep -E '^(--- |ok )' "$log"
+{ grep -hoE 'NOT TESTED: .*|NO SANDBOX.*' "$log" || true; } | sort -u | while read -r line; do say "$line"; done
+say "passed in $((SECONDS - started)) s"
