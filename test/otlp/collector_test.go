@@ -392,7 +392,7 @@ var patient = lab.Options{
 
 func TestCollector(t *testing.T) {
 	if _, err := lab.FindTraefik(); err != nil {
-		t.Skip("NOT CHECKED against a Collector: ", err)
+		t.Skipf("NOT CHECKED against a Collector: %v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

@@ -57,24 +57,25 @@ func (s *sink) all() []delivery {
 }
 
 // one is for deliveries of one event each.
-func one([]byte) int { return 1 }
+func one(*testing.T, []byte) int { return 1 }
 
 // recordsOf is the number of records of a delivery.
-func recordsOf(body []byte) int {
+func recordsOf(t *testing.T, body []byte) int {
+	t.Helper()
 	all := plogotlp.NewExportRequest()
-	if all.UnmarshalJSON(body) != nil {
-		return 0
+	if err := all.UnmarshalJSON(body); err != nil {
+		t.Fatalf("the Collector's library: %v in %s", err, body)
 	}
 	return all.Logs().LogRecordCount()
 }
 
 // wait returns the deliveries when there are so many of what is counted in them.
-func (s *sink) wait(t *testing.T, what string, n int, count func([]byte) int) []delivery {
+func (s *sink) wait(t *testing.T, what string, n int, count func(*testing.T, []byte) int) []delivery {
 	t.Helper()
 	waitFor(t, fmt.Sprint(n, " ", what), func() bool {
 		sum := 0
 		for _, d := range s.all() {
-			sum += count(d.body)
+			sum += count(t, d.body)
 		}
 		return sum >= n
 	})
@@ -86,7 +87,7 @@ func waitFor(t *testing.T, what string, happened func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(time.Minute)
+	deadline := time.After(20 * time.Second)
 	for !happened() {
 		select {
 		case <-tick.C:
