@@ -242,7 +242,7 @@ func TestScreened(t *testing.T) {
 			c.eq("answer", c.send("POST", "/", body, hubHeader, hubSignature(hookKey, body)).status, 413)
 			c.eq("answer to chunks", c.chunked("/", body, hubHeader, hubSignature(hookKey, body)).status, 413)
 			// Nobody is asked for what would be refused.
-			r := c.answered(c.raw("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\nExpect: 100-continue\r\n\r\n"))
+			r := c.answered(c.raw("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\nExpect: 100-continue\r\n" + hubHeader + ": " + hubSignature(hookKey, body) + "\r\n\r\n"))
 			c.eq("answer before the body", r.StatusCode, 413)
 			c.eq("at the backend", len(c.reached()), 0)
 		}},
@@ -535,6 +535,20 @@ func TestScreenedConfig(t *testing.T) {
 		var problems []string
 		for _, path := range b.paths {
 			problems = append(problems, "\n  "+path+": ")
+		}
+		if strings.Contains(b.yaml, "reject") || strings.Contains(b.yaml, "deny") {
+			// A mistake must not open what is to be checked, so these are strict.
+			table = append(table, scenario{name: "every problem is in the error: " + b.yaml, config: "-", strict: true, do: func(c *run) {
+				_, _, err := c.newRouter(b.yaml)
+				if err == nil {
+					c.Fatal("New: got no error; want one")
+				}
+				for _, p := range problems {
+					c.eq("the error has "+p, strings.Contains(err.Error(), p), true)
+				}
+				c.eq("the error has a secret", strings.Contains(err.Error(), "s3cr3t") || strings.Contains(err.Error(), hookKey), false)
+			}})
+			continue
 		}
 		table = append(table, scenario{name: "every problem is reported by path: " + b.yaml, config: "-", problem: problems, secret: []string{"s3cr3t", hookKey}, do: func(c *run) {
 			c.mustNew(b.yaml)
