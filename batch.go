@@ -3,6 +3,7 @@ package requestmirror
 import (
 	"context"
 	"math"
+	"strings"
 	"time"
 )
 
@@ -24,13 +25,14 @@ type gathering struct {
 	left   []*capture    // taken, but not yet written when the batch before was full
 }
 
-// handful is how many events ring the bell, and are taken out of the queue at once.
-const handful = 16
+// handful is how many events ring the bell, and are taken out of the queue at once. Fewer
+// do if the queue is short, so that it has room until the worker is awake.
+const handful = 64
 
 func startGathering(p *pipeline) {
-	p.gathering.enough = handful
-	if p.gathering.enough > p.set.queueSize {
-		p.gathering.enough = p.set.queueSize
+	p.gathering.enough = (p.set.queueSize + 1) / 2
+	if p.gathering.enough > handful {
+		p.gathering.enough = handful
 	}
 	p.gathering.bell = make(chan struct{}, 1)
 	p.gathering.turn = make(chan struct{}, 1)
@@ -130,15 +132,20 @@ func takeEvents(w *worker) bool {
 	if n > handful {
 		n = handful
 	}
-	for n > 0 && len(p.queue) > 0 {
-		c := <-p.queue
+	var c *capture
+	for len(p.shut) > 0 && len(p.queue) > 0 {
+		c = <-p.queue
 		p.counts.inFlight++
-		if len(p.shut) > 0 {
-			settleFailed(p, c, reasonCircuitOpen)
-			continue
-		}
-		w.taken = append(w.taken, c)
+		settleFailed(p, c, reasonCircuitOpen)
+	}
+	if n > len(p.queue) {
+		n = len(p.queue)
+	}
+	p.counts.inFlight += uint64(n)
+	for n > 0 {
 		n--
+		c = <-p.queue
+		w.taken = append(w.taken, c)
 	}
 	if len(w.taken) > 0 {
 		return true
@@ -166,6 +173,7 @@ func passTurn(w *worker) {
 // beginBatch is an empty batch, to which events are added until it is sealed.
 func beginBatch(w *worker) *delivery {
 	d := &delivery{open: true}
+	d.text.Grow(w.usual)
 	d.text.WriteByte('[')
 	p := w.pipe
 	p.mu.Lock()
@@ -193,6 +201,7 @@ func seal(w *worker) bool {
 	d := w.delivery
 	d.id = newID(time.Now())
 	endText(d)
+	w.usual = len(d.payload) + len(d.payload)/8
 	p := w.pipe
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -240,15 +249,6 @@ func takeOver(w *worker) {
 	}
 }
 
-// unwrite takes back what was written of an event that could not be written to its end.
-func unwrite(d *delivery) {
-	end := 1
-	if n := len(d.ends); n > 0 {
-		end = d.ends[n-1] + 1
-	}
-	d.text.Truncate(end)
-}
-
 // sizeLimits are the most bytes of an event and of a batch.
 func sizeLimits(set *settings) (event, batch int) {
 	event = math.MaxInt
@@ -273,33 +273,40 @@ func endText(d *delivery) {
 	d.payload[len(d.payload)-1] = ']'
 }
 
-// carryOver takes the last event out of a batch that it made too large, and begins the
-// next one with it.
-func carryOver(w *worker) {
+// carryOver takes the last event, which begins at start, out of a batch that it made too
+// large, and begins the next one with it.
+func carryOver(w *worker, start int) {
 	d := w.delivery
+	next := &delivery{open: true, earliest: d.earliest}
+	_ = next.text.WriteByte('[')
+	_, _ = next.text.Write(d.text.Bytes()[start:])
 	last := len(d.events) - 1
-	next := excerpt(d, func(i int) bool { return i == last })
-	next.open = true
-	next.earliest = d.earliest
+	addEvent(next, d.events[last])
 	w.rest = append(w.rest, next)
-	d.text.Truncate(d.ends[last-1] + 1)
+	d.text.Truncate(start)
 	d.events = d.events[:last]
-	d.ends = d.ends[:last]
+	d.holders = d.holders[:len(d.holders)-len(next.holders)]
+}
+
+// addEvent notes that the delivery carries the event.
+func addEvent(d *delivery, c *capture) {
+	d.events = append(d.events, c)
+	if c.body != nil || c.weight > 0 || c.response != nil {
+		d.holders = append(d.holders, c)
+	}
 }
 
 // excerpt is a batch of some of another's events. It has an id of its own, as its
 // content is another.
 func excerpt(d *delivery, wanted func(i int) bool) *delivery {
 	e := &delivery{id: newID(time.Now())}
-	e.text.WriteByte('[')
-	start := 1
-	for i, end := range d.ends {
+	_ = e.text.WriteByte('[')
+	texts := strings.Split(d.text.String()[1:], batchBreak[:1])
+	for i, c := range d.events {
 		if wanted(i) {
-			e.text.Write(d.text.Bytes()[start : end+1])
-			e.events = append(e.events, d.events[i])
-			e.ends = append(e.ends, e.text.Len()-1)
+			_, _ = e.text.WriteString(strings.TrimPrefix(texts[i], batchBreak[1:]) + batchBreak)
+			addEvent(e, c)
 		}
-		start = end + 1
 	}
 	return e
 }

@@ -479,24 +479,6 @@ func TestEventsThatWaitForABatchFailWithTheCircuit(t *testing.T) {
 	})
 }
 
-func TestHalfAnEventIsTakenBack(t *testing.T) {
-	for n := range 3 {
-		d := &delivery{open: true}
-		d.text.WriteByte('[')
-		for range n {
-			d.text.WriteString("{}")
-			d.ends = append(d.ends, d.text.Len())
-			d.text.WriteByte(',')
-		}
-		want := d.text.String()
-		d.text.WriteString(`{"specversion":`)
-		unwrite(d)
-		if got := d.text.String(); got != want {
-			t.Errorf("got %s; want %s", got, want)
-		}
-	}
-}
-
 // More events than workers can take, for a while: nothing is lost twice or sent twice.
 func TestBatchesUnderLoad(t *testing.T) {
 	for _, workers := range []interface{}{1, 4, "auto"} {

@@ -30,6 +30,7 @@ const (
 // heed has the gate heed what a failed attempt says of the receiver, and returns what
 // the log should know. The pipeline is locked.
 func heed(w *worker, v verdict) (news string) {
+	news = ""
 	p := w.pipe
 	g := &p.gate
 	now := time.Now()
@@ -62,6 +63,7 @@ func heed(w *worker, v verdict) (news string) {
 
 // passed notes that the receiver works: the circuit closes. The pipeline is locked.
 func passed(w *worker) (news string) {
+	news = ""
 	p := w.pipe
 	g := &p.gate
 	g.failures = 0
@@ -78,6 +80,7 @@ func passed(w *worker) (news string) {
 // openCircuit drops events for a while. The log knows of an open circuit, so it is not
 // told again when a probe fails. The pipeline is locked.
 func openCircuit(p *pipeline, d time.Duration, v verdict) (news string) {
+	news = ""
 	g := &p.gate
 	if g.state == breakerClosed || v.reason == reasonGone || g.timer == nil {
 		news = fmt.Sprintf("requestmirror %q, receiver %s: circuit opened after %d failures in a row, events are dropped as %s for %v, then one is tried; %s",

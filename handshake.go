@@ -54,7 +54,8 @@ func shakeHands(w *worker) bool {
 
 // ask makes the validation request. The verdict's reason is empty if the receiver
 // agrees, and interval is then the least time between deliveries that it allows.
-func ask(p *pipeline) (v verdict, interval time.Duration) {
+func ask(p *pipeline) (verdict, time.Duration) {
+	v := verdict{}
 	s := freshSender(p, time.Now().Unix())
 	ctx, cancel := context.WithTimeout(p.life, p.set.timeout)
 	defer cancel()

@@ -301,17 +301,18 @@ func (r *reader) size(path, standard string, lowest, highest int64) int64 {
 // list reads a list or a string with commas. given is false if nothing was written,
 // so that an empty list can mean none.
 func (r *reader) list(path, standard string) (items []string, given bool) {
+	items = nil
 	value, ok := r.value(path, standard)
 	if !ok {
 		return nil, false
 	}
 	v := reflect.ValueOf(value)
 	if v.Kind() != reflect.Slice {
-		given, ok := r.spell(path, value, "a list")
+		text, ok := r.spell(path, value, "a list")
 		if !ok {
 			return nil, false
 		}
-		for _, item := range strings.Split(given, ",") {
+		for _, item := range strings.Split(text, ",") {
 			if item = strings.TrimSpace(item); item != "" {
 				items = append(items, item)
 			}

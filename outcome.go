@@ -12,6 +12,7 @@ import (
 // noteSuccess does what a success seldom has to do, and returns what the log should
 // know. The pipeline is locked.
 func noteSuccess(w *worker, d *delivery) (news string) {
+	news = ""
 	p := w.pipe
 	if d.report != "" {
 		p.reporting.told = d.report
@@ -139,11 +140,21 @@ func rescue(w *worker) {
 	countPanic(r)
 	v := verdict{reason: reasonInternal, detail: "a fault of the plugin"}
 	d := w.delivery
-	if w.writing != nil {
-		giveUp(w, w.writing, v)
-		w.writing = nil
+	if w.end > 0 {
+		several := w.end > w.next+1 && !w.careful
+		w.end = 0
+		if d != nil {
+			d.text.Truncate(w.start)
+		}
+		if several {
+			w.careful = true // which one it was will be seen when each is written by itself
+			return
+		}
+		c := w.taken[w.next]
+		w.taken[w.next] = nil
+		w.next++
+		giveUp(w, c, v)
 		if d != nil && d.open {
-			unwrite(d)
 			return
 		}
 	}

@@ -43,17 +43,21 @@ const batchType = "application/cloudevents-batch+json" // as it is: the SDK for 
 // value that interpreted code makes costs several allocations: the worker (run) gives
 // each stroke its parts, which are JSON already.
 const (
-	// %% are the arguments of each event: the parts of the id, subject (and path), time to
-	// the second, microseconds, sequence, traceparent, query, the request's context, method,
-	// header, cookies.
-	eventForm = `{"specversion":"1.0","id":"` + idForm2 + `","source":%s,"type":"` + eventType + `","subject":"%%[6]s","time":"%%s%%06dZ",` +
-		`"datacontenttype":"application/json","dataschema":"` + dataSchema + `","sequence":"%s-%%020d"%%s,` +
-		`"data":{"url":{"path":"%%[6]s"%%[11]s,%%s,"http":{"request":{"method":"%%s","header":{%%s}%%s`
-	// User agent, request id and attributes, each with a comma before it.
-	eventTail = `}}%s%s%s}}`
+	eventHead = `{"specversion":"1.0","id":"`
 
-	// Content, as JSON, and size of a body that is whole.
-	bodyForm = `,"body":{"content":%s,"size":%d,"truncated":false}`
+	// What lies between the id, subject (and path), time to the second, and the rest.
+	originForm = `","source":%s,"type":"` + eventType + `","subject":"`
+
+	// The numbers of an event, in two lines: its id, and microseconds with what comes up to
+	// the sequence.
+	numbersForm = idForm2 + "\n" + `%%06dZ","datacontenttype":"application/json","dataschema":"` + dataSchema + `","sequence":"%s-%%020d"` + "\n"
+
+	// Between the events of a batch; a tab is nowhere else in it, nor is a line break.
+	batchBreak = "\t,"
+
+	// Lines of a header on the wire, and between the headers of several events.
+	lineEnd   = "\r\n"
+	headerEnd = "\n\r\n"
 
 	secondForm   = "2006-01-02T15:04:05."
 	timeForm     = secondForm + "000000Z"
@@ -63,7 +67,7 @@ const (
 	// and Go's global generator is seeded by the system.
 	idForm   = "%08x-%04x-7%03x-%04x-%012x"
 	idForm2  = "%%08x-%%04x-7%%03x-%%04x-%%012x"
-	idAt     = len(`{"specversion":"1.0","id":"`)
+	idAt     = len(eventHead)
 	idLength = 36
 	spread   = 0x9e3779b97f4a7c15 // makes the last part of the id from all random bits
 
@@ -71,17 +75,19 @@ const (
 	mostRemembered = 1000
 )
 
+// plainBody is a body that is whole, and text.
+type plainBody struct {
+	Content   string `json:"content"`
+	Size      int64  `json:"size"`
+	Truncated bool   `json:"truncated"`
+}
+
 type wireBody struct {
 	Content       *string `json:"content,omitempty"`
 	ContentBase64 string  `json:"content_base64,omitempty"`
 	Size          int64   `json:"size"`
 	Truncated     bool    `json:"truncated"`
 	Reason        string  `json:"truncated_reason,omitempty"`
-}
-
-// formOf is the first stroke of a pipeline's events, for Fprintf.
-func formOf(source, boot string) string {
-	return fmt.Sprintf(eventForm, strings.ReplaceAll(quote(source), "%", "%%"), boot)
 }
 
 // newID is an id for a time.

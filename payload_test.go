@@ -58,7 +58,8 @@ func TestGoldenPayloads(t *testing.T) {
 		set := *p.set
 		set.source = "//host/middlewares/mirror@file"
 		p.set = &set
-		p.form = formOf(set.source, "01992f5e00c1")
+		p.form = fmt.Sprintf(numbersForm, "01992f5e00c1")
+		p.origin = fmt.Sprintf(originForm, quote(set.source))
 		taken := c.capture
 		taken.set = p.set
 		taken.at = goldenTime

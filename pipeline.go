@@ -32,7 +32,8 @@ type pipeline struct {
 	budget *budget // shared with the pipelines to the middleware's other receivers
 	boot   string  // first part of its sequence numbers
 	born   time.Time
-	form   string // of the events' first part: source and boot are the same in all
+	origin string // of its events, as in their JSON
+	form   string // of its events' numbers
 
 	// queue has room for set.queueSize events and two notices to look up (nil): that
 	// the pipeline is retired, and that a report is due. Only who holds the ledger's
@@ -88,7 +89,8 @@ func newPipeline(set *settings, to target, l *ledger, budget *budget, boot int64
 		set: set, to: to, ledger: l, mu: &l.mu, sender: newSender(set, to), budget: budget,
 		boot: fmt.Sprintf("%012x", boot), born: time.Now(), counts: newCounts(), receivers: 1, allowed: set.workers, latest: set,
 	}
-	p.form = formOf(set.source, p.boot)
+	p.origin = fmt.Sprintf(originForm, quote(set.source))
+	p.form = fmt.Sprintf(numbersForm, p.boot)
 	p.queue = make(chan *capture, set.queueSize+2)
 	p.shut = make(chan struct{}, 1)
 	life, endLife := context.WithCancel(context.Background())

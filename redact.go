@@ -46,6 +46,8 @@ var signingParameters = []string{
 // the first values of User-Agent and of the request's id, so that redaction holds there,
 // too. It is for headers that the worker cannot write at a stroke (run).
 func headerFields(set *settings, header http.Header) (fields, agent, id string) {
+	agent = "" // Yaegi leaves what the call before left there
+	id = ""
 	out := make(map[string][]string, len(header))
 	for name, values := range header {
 		redactOther(set, out, name, values)
@@ -58,6 +60,22 @@ func headerFields(set *settings, header http.Header) (fields, agent, id string) 
 	}
 	fields = asJSON(out)
 	return fields[1 : len(fields)-1], agent, id
+}
+
+// cookieFields are the cookies that may leave, as the members of a JSON object with a comma
+// before it.
+func cookieFields(set *settings, jar *http.Request) string {
+	wanted := map[string][]string{}
+	for _, cookie := range jar.Cookies() {
+		if set.cookieNames.MatchString(cookie.Name) {
+			wanted[cookie.Name] = append(wanted[cookie.Name], cookie.Value)
+		}
+	}
+	if len(wanted) == 0 {
+		return ""
+	}
+	fields := asJSON(wanted)
+	return "," + fields[1:len(fields)-1]
 }
 
 // redactOther puts one name of a header into out as it may leave: in lower case, every

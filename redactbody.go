@@ -135,6 +135,8 @@ func inKey(r rune) (plain, escaped string, escapes []string) {
 // inForm is how a character may be written in the name of a form's field. Some of its
 // bytes may be escaped and some not: alone, these are no UTF-8.
 func inForm(r rune) (plain, escaped string, escapes []string) {
+	escaped = ""
+	escapes = nil
 	plain = regexp.QuoteMeta(string(r))
 	if r == ' ' {
 		plain = `[ +]`
@@ -314,6 +316,7 @@ func redactParts(f *bodyFields, header http.Header, content []byte) (out []byte,
 		return nil, true
 	}
 	out = make([]byte, 0, len(content)+len(redacted))
+	withheld = false
 	hidden := false
 	for i, part := range parts {
 		if hidden && !partBegin.Match(part) {
@@ -344,6 +347,8 @@ func redactParts(f *bodyFields, header http.Header, content []byte) (out []byte,
 // redactPart is the content of a part as it may leave, and whether it is one of the
 // fields. head begins with what is left of the delimiter's line.
 func redactPart(f *bodyFields, head, content []byte) (out []byte, hidden, withheld bool) {
+	out = nil
+	withheld = false
 	_, lines, _ := bytes.Cut(head, []byte("\n"))
 	header, err := textproto.NewReader(bufio.NewReader(bytes.NewReader(lines))).ReadMIMEHeader()
 	for _, value := range header["Content-Disposition"] {

@@ -35,7 +35,8 @@ func copyOf(c *capture) *delivery {
 	if c.random == 0 {
 		c.random = rand.Uint64() | 1
 	}
-	d := &delivery{id: idOf(c.at, c.random), events: []*capture{c}, payload: []byte{}}
+	d := &delivery{id: idOf(c.at, c.random), payload: []byte{}}
+	addEvent(d, c)
 	d.traceparent = traceparentOf(c.header)
 	if d.traceparent == "" {
 		// All copies of a request are of one trace. Its sender does not know of it, but

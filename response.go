@@ -3,7 +3,6 @@ package requestmirror
 import (
 	"bufio"
 	"bytes"
-	"fmt"
 	"net"
 	"net/http"
 	"reflect"
@@ -353,7 +352,7 @@ func closeTap(r *responseTap, returned bool) {
 
 // writeTail is the second stroke of an event with a response, and returns where its body
 // is in the buffer.
-func writeTail(buffer *bytes.Buffer, p *pipeline, c *capture, tail, agent, named string) (from, to int) {
+func writeTail(buffer *bytes.Buffer, p *pipeline, c *capture, agent, named, closing string) (from, to int) {
 	r := c.response
 	_, _ = buffer.WriteString(`},"response":{`)
 	separator := ""
@@ -371,6 +370,6 @@ func writeTail(buffer *bytes.Buffer, p *pipeline, c *capture, tail, agent, named
 	}
 	to = buffer.Len()
 	took := strconv.FormatFloat(float64(r.took.Nanoseconds())/1e6, 'f', -1, 64)
-	_, _ = fmt.Fprintf(buffer, tail, agent, named, `,"duration_ms":`+took+c.set.attributesField)
+	_, _ = buffer.WriteString("}}" + agent + named + `,"duration_ms":` + took + c.set.attributesField + closing)
 	return from, to
 }

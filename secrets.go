@@ -50,6 +50,8 @@ func readSecretFile(name string) (string, error) {
 // changed is the content of those files whose content is not the noted one any more.
 // While one cannot be read, it is an error: several may be being replaced.
 func changed(files, noted map[string]string) (news map[string]string, err error) {
+	news = nil
+	err = nil
 	for name := range files {
 		now, err := readSecretFile(name)
 		if err != nil {

@@ -35,12 +35,13 @@ type settings struct {
 	maxBodySize        int64
 	bodyTypes          *regexp.Regexp // nil: all
 	cookieNames        *regexp.Regexp // nil: none
+	cookieMarks        []string       // what begins the cookies, if they are a few without wildcards: name=
 	headerDefault      string
 	headerModes        map[string]string // by canonical name
 	names              *nameTable
 	queryDefault       string
 	queryModes         map[string]string // by lower-case name
-	queryNames         *regexp.Regexp    // finds what may be one of these names, or hide one
+	queryHints         []string          // what, in lower case, is in a query that has one of these names, or hides one
 	hashKey            []byte
 	hashFile           *secretFile // nil unless the key is in a file
 	attributesField    string      // as JSON

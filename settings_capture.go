@@ -29,6 +29,11 @@ func readCapture(r *reader, s *settings) {
 	}
 	cookies, _ := r.list("cookieNames", "[]")
 	s.cookieNames = globs(cookies)
+	if len(cookies) <= fewCookies && !strings.Contains(strings.Join(cookies, ""), "*") {
+		for _, name := range cookies {
+			s.cookieMarks = append(s.cookieMarks, name+"=")
+		}
+	}
 	types, _ := r.list("bodyContentTypes", "all")
 	s.bodyTypes = globs(lowered(types))
 
@@ -50,7 +55,7 @@ func readCapture(r *reader, s *settings) {
 		s.queryModes[name] = stricter(modeRedact, s.queryDefault)
 	}
 	canonicalModes(r, "queryParameters.names", strings.ToLower, s.queryModes)
-	s.queryNames = anyOf(s.queryModes)
+	s.queryHints = hintsOf(s.queryModes)
 
 	s.hashKey = processKey
 	if key := r.text("hashKey", ""); key != "" {
@@ -112,14 +117,23 @@ func globs(names []string) *regexp.Regexp {
 	return regexp.MustCompile(`^(?s:` + strings.Join(forms, "|") + `)$`)
 }
 
-// anyOf is an expression for one of some names anywhere in a query. Any escaped
-// character is a match, too, as it could be part of a name.
-func anyOf(names map[string]string) *regexp.Regexp {
-	forms := []string{"[%+]"}
+// fewCookies is how many are looked for one by one, which is cheaper than to read all.
+const fewCookies = 3
+
+// hintsOf are texts of which at least one is in a query, in lower case, that has one of
+// the names. Any escaped character is a hint, too, as it could be part of a name.
+func hintsOf(names map[string]string) []string {
+	hints := []string{"%", "+"}
 	for name := range names {
-		forms = append(forms, regexp.QuoteMeta(name))
+		needed := true
+		for other := range names {
+			needed = needed && (other == name || !strings.Contains(name, other))
+		}
+		if needed {
+			hints = append(hints, name)
+		}
 	}
-	return regexp.MustCompile("(?i:" + strings.Join(forms, "|") + ")")
+	return hints
 }
 
 func isWordRune(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) }

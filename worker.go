@@ -20,9 +20,12 @@ type worker struct {
 	pipe     *pipeline
 	taken    []*capture  // out of the queue
 	next     int         // the first of them that is not yet written
-	writing  *capture    // what is being written; nil between events
+	end      int         // the first behind those that are being written; 0 between groups
+	start    int         // of what they are written to
+	careful  bool        // whether events are written one by one, as of a group not all may fit
 	delivery *delivery   // what it is at; nil between deliveries
 	rest     []*delivery // what comes next: parts of a batch that was too large
+	usual    int         // bytes that a batch takes, by the last one
 	gathers  bool        // whether it is its turn to make batches
 	probe    int         // the number of the probe that the delivery is; 0: none
 	left     bool        // whether there is no more use for it
@@ -33,7 +36,7 @@ type delivery struct {
 	id          string // the same over all attempts: the receiver's idempotency key
 	traceparent string // empty if the request had none, and of a batch
 	events      []*capture
-	ends        []int // of a batch: where the text of each event ends
+	holders     []*capture // those of them that hold more than memory
 	text        bytes.Buffer
 	payload     []byte // what is sent; nil while it is not all written
 	attempts    int
@@ -77,31 +80,38 @@ func run(w *worker) {
 
 	// For the writing of events.
 	var c *capture
+	var holders []*capture
 	var set *settings
 	var known *knownNames
 	var buffer *bytes.Buffer
-	var day, path, query, trace, key, from, instead, method, agent, named, header, plain, cookies string
-	var values []string
+	var day, path, query, trace, key, from, instead, method, agent, named, header, plain, cookies, text string
+	var values, plains, targets, lines, headers, heads, bodies, parts []string
+	var numbers []interface{}
 	var random uint64
 	var us, second, released int64
-	var mark, lines, start, bodyAt, bodyEnd, size, responseAt, responseEnd int
-	var fits bool
+	var i, n, end, mark, at, count, room, start, bodyAt, bodyEnd, size, responseAt, responseEnd int
+	var alone, simple, parted, several, odd, suspicious, complete, fits bool
 	var cookie *http.Cookie
-	var wanted map[string][]string
-	jar := &http.Request{}
 	var b *body
 	var req *http.Request
 	var err error
+	jar := &http.Request{}
 	series := rand.Uint64()
 	scratch := &bytes.Buffer{}
 	encoder := json.NewEncoder(scratch)
 	encoder.SetEscapeHTML(false)
+	whole := &plainBody{}
 	contexts := map[string]string{} // by remote address, protocol and host
-	wire := bytes.NewBufferString("\r\n")
-	tail := eventTail
+	wire := bytes.NewBufferString(lineEnd)
+	gone := make([]*capture, handful)
 	oldest := p.set.maxAge.Microseconds()
+	mostWritten := largePart
+	if mostWritten > eventLimit/2 {
+		mostWritten = eventLimit / 2
+	}
+	closing := "}}"
 	if batched {
-		tail += ","
+		closing += batchBreak
 	}
 	for {
 		d := w.delivery
@@ -168,17 +178,11 @@ func run(w *worker) {
 			size = buffer.Len()
 		}
 		for w.next < len(w.taken) && (d == nil || d.open) {
-			// What every event has is written in two strokes, see payload.go; what only some
-			// have is looked for here and written elsewhere. Variables are not declared here, as
-			// that would allocate them for each event.
-			c = w.taken[w.next]
-			w.taken[w.next] = nil
-			w.next++
-			w.writing = c
 			if repeated {
-				d = copyOf(c)
+				d = copyOf(w.taken[w.next])
+				w.taken[w.next] = nil
+				w.next++
 				w.delivery = d
-				w.writing = nil
 				continue
 			}
 			if d == nil {
@@ -189,191 +193,283 @@ func run(w *worker) {
 				w.delivery = d
 				buffer = &d.text
 				size = buffer.Len()
-				known = nil // others may have learnt more
 			}
-			if set != c.set || known == nil {
-				set = c.set
-				known, _ = set.names.known.Load().(*knownNames)
-			}
-			// Knuth's generator; the random part of an id need not be secret (payload.go).
-			series = series*6364136223846793005 + 1442695040888963407
-			random = c.random
-			if random == 0 {
-				random = series
-			}
-			us = c.at.UnixMicro()
-			if us/1e6 != second {
-				second = us / 1e6
-				day = c.at.UTC().Format(secondForm)
-			}
-			path = c.uri
-			query = ""
-			mark = strings.IndexByte(path, '?')
-			if mark >= 0 {
-				query = path[mark+1:]
-				path = path[:mark]
-				if set.queryDefault != modeKeep || set.queryNames.MatchString(query) {
-					query = redactQuery(set, query)
+			// Events are written in groups, as a call of compiled code costs nearly the same for
+			// many as for one: what is to be looked at is laid side by side, then looked at as a
+			// whole, and then put together. An event of which it has to be known where its parts
+			// are is a group of its own. Variables are not declared here, as that would allocate
+			// them for each event.
+			w.start = size
+			w.end = len(w.taken)
+			set = w.taken[w.next].set
+			known, _ = set.names.known.Load().(*knownNames)
+			wire.Truncate(len(lineEnd))
+			scratch.Reset()
+			targets = targets[:0]
+			plains = plains[:0]
+			numbers = numbers[:0]
+			holders = holders[:0]
+			alone = false
+			room = mostWritten
+			for end = w.next; end < len(w.taken) && room > 0 && !alone; end++ {
+				c = w.taken[end]
+				b = c.body
+				simple = b == nil || b.cut == "" && b.full == nil && set.bodyFields == nil && utf8.Valid(b.last)
+				alone = !batched || w.careful || !simple || c.response != nil
+				if end > w.next && (alone || c.set != set) {
+					alone = false
+					break
+				}
+				if b != nil && simple {
+					// What most bodies are: whole, in one piece, and text.
+					whole.Content = string(b.last)
+					whole.Size = b.kept
+					_ = encoder.Encode(whole)
+					room -= len(b.last)
+				}
+				room -= 1 << 10
+				// As it goes over the wire, but for what must not leave as it is.
+				_ = c.header.WriteSubset(wire, known.absent)
+				_, _ = wire.WriteString(headerEnd)
+				agent = ""
+				values = c.header["User-Agent"]
+				if len(values) > 0 {
+					agent = values[0]
+				}
+				named = ""
+				values = c.header[set.requestIDKey]
+				if len(values) > 0 {
+					named = values[0]
+				}
+				us = c.at.UnixMicro()
+				if us/1e6 != second {
+					second = us / 1e6
+					day = c.at.UTC().Format(secondForm)
+				}
+				targets = append(targets, c.uri)
+				plains = append(plains, c.method, agent, named, day)
+				// Knuth's generator; the random part of an id need not be secret (payload.go).
+				series = series*6364136223846793005 + 1442695040888963407
+				random = c.random
+				if random == 0 {
+					random = series
+				}
+				numbers = append(numbers, us/1000>>16, us/1000&0xffff, random>>52, random>>38&0x3fff|0x8000, random*spread>>16, us%1e6, c.sequence)
+				if d.earliest == 0 || us < d.earliest {
+					d.earliest = us // the queue is not in the order of arrival
+				}
+				if b != nil || c.weight > 0 || c.response != nil {
+					holders = append(holders, c)
 				}
 			}
-			if path == "" || path[0] != '/' {
-				path = pathOfOther(path)
+			w.end = end
+			n = end - w.next
+			parted = alone && (c.body != nil || c.response != nil)
+
+			plain = wire.String()
+			header = known.form.Replace(plain)
+			if !utf8.ValidString(header) {
+				header = strings.ToValidUTF8(header, "\ufffd")
 			}
-			trace = set.sampledField
-			if c.header["Traceparent"] != nil {
-				trace = traceparentOf(c.header)
-				d.traceparent = trace
-				trace = set.sampledField + traceField(trace)
+			if n == 1 {
+				query = targets[0]
+				text = query + plains[0] + agent + named
+				lines = append(lines[:0], plain[len(lineEnd):len(plain)-len(headerEnd)])
+				headers = append(headers[:0], header[:len(header)-len(lineEnd+headerEnd)])
+				plain = p.form
+			} else {
+				query = strings.Join(targets, "")
+				text = query + strings.Join(plains, "")
+				lines = strings.Split(plain[len(lineEnd):], headerEnd)
+				headers = strings.Split(header, lineEnd+"\n")
+				plain = strings.Repeat(p.form, n)
 			}
-			key = c.remote + c.proto + c.host
-			from = contexts[key]
-			if from == "" || c.secure != nil || set.trustForwardHeader {
-				from = contextFields(set, c)
-				if len(contexts) == mostRemembered {
-					contexts = map[string]string{}
+			heads = strings.Split(fmt.Sprintf(plain, numbers...), "\n")
+			if scratch.Len() > 0 {
+				bodies = strings.Split(scratch.String(), "\n")
+			}
+			complete = strings.Count(header, lineEnd) == n+1 // all names are known
+			odd = !strconv.CanBackquote(text) || strings.ContainsAny(text, oddBytes)
+			suspicious = set.queryDefault != modeKeep
+			if !suspicious && strings.IndexByte(query, '?') >= 0 {
+				query = strings.ToLower(query)
+				for _, key = range set.queryHints {
+					suspicious = suspicious || strings.Contains(query, key)
 				}
-				contexts[key] = from
 			}
 
-			// The header as it goes over the wire becomes JSON by one replacement, if all of its
-			// names are known to be kept and each has one value; anything else takes a loop.
-			agent = ""
-			named = ""
-			cookies = ""
-			wire.Truncate(2)
-			_ = c.header.WriteSubset(wire, known.absent)
-			header = wire.String()
-			lines = strings.Count(header, "\r\n") - 1
-			instead = ""
-			for mark = range known.hidden {
-				values = c.header[known.hidden[mark]]
-				if len(values) != 1 {
-					continue
+			parts = parts[:0]
+			mark = 0
+			for i = 0; i < n; i++ {
+				c = w.taken[w.next+i]
+				path = targets[i]
+				query = ""
+				at = strings.IndexByte(path, '?')
+				if at >= 0 {
+					query = path[at+1:]
+					path = path[:at]
+					if suspicious {
+						query = redactQuery(set, query)
+					}
 				}
-				lines++
-				if known.fields[mark] == hashed {
-					instead += hashedField(set, known.hidden[mark], values[0])
-				} else {
-					instead += known.fields[mark]
+				if path == "" || path[0] != '/' {
+					path = pathOfOther(path)
 				}
-			}
-			if c.header["Cookie"] != nil {
-				lines++
-				if set.cookieNames != nil {
-					jar.Header = c.header
-					wanted = nil
-					for _, cookie = range jar.Cookies() {
-						if set.cookieNames.MatchString(cookie.Name) {
-							if wanted == nil {
-								wanted = map[string][]string{}
+				trace = set.sampledField
+				if c.header["Traceparent"] != nil {
+					trace = traceparentOf(c.header)
+					d.traceparent = trace
+					trace = set.sampledField + traceField(trace)
+				}
+				key = c.remote + c.proto + c.host
+				from = contexts[key]
+				if from == "" || c.secure != nil || set.trustForwardHeader {
+					from = contextFields(set, c)
+					if len(contexts) == mostRemembered {
+						contexts = map[string]string{}
+					}
+					contexts[key] = from
+				}
+				method = c.method
+				agent = plains[4*i+1]
+				named = plains[4*i+2]
+
+				// The header has become JSON, if all of its names are known to be kept and each has
+				// one value; anything else takes a loop.
+				count = strings.Count(lines[i], lineEnd)
+				fits = count > 0 && (complete || !strings.Contains(headers[i], lineEnd))
+				instead = ""
+				for at = range known.hidden {
+					values = c.header[known.hidden[at]]
+					if len(values) != 1 {
+						continue
+					}
+					count++
+					if known.fields[at] == hashed {
+						instead += hashedField(set, known.hidden[at], values[0])
+					} else {
+						instead += known.fields[at]
+					}
+				}
+				cookies = ""
+				values = c.header["Cookie"]
+				if len(values) > 0 {
+					count++
+					if set.cookieNames != nil {
+						jar.Header = c.header
+						several = len(set.cookieMarks) == 0 || len(values) > 1
+						for _, key = range set.cookieMarks {
+							cookie, err = jar.Cookie(key[:len(key)-1])
+							if err == nil {
+								several = several || strings.Count(values[0], key) > 1
+								// Neither a name nor a value that net/http takes needs an escape.
+								cookies += `,"` + key[:len(key)-1] + `":["` + cookie.Value + `"]`
 							}
-							wanted[cookie.Name] = append(wanted[cookie.Name], cookie.Value)
+						}
+						if several {
+							cookies = cookieFields(set, jar)
+						}
+						if cookies != "" {
+							cookies = `,"cookie":{` + cookies[1:] + "}"
 						}
 					}
-					if wanted != nil {
-						scratch.Reset()
-						_ = encoder.Encode(wanted)
-						cookies = scratch.String()
-						cookies = `,"cookie":` + cookies[:len(cookies)-1]
+				}
+				fits = fits && count == len(c.header)
+				if fits {
+					for _, values = range c.header {
+						if len(values) == 0 {
+							fits = false // it would make up for one with two
+						}
 					}
 				}
-			}
-			fits = lines == len(c.header) && len(header) > 2
-			if fits {
-				header = known.form.Replace(header[:len(header)-2])
-				fits = !strings.Contains(header, "\r\n")
-			}
-			if fits {
-				header = header[3:] + `"]` + instead
-				// Of the redacted header, so that redaction holds here, too.
-				values = c.header["User-Agent"]
-				if values != nil {
-					agent = values[0]
-					if known.absent["User-Agent"] {
+				if fits {
+					header = headers[i][len(`"],`):]
+					instead = `"]` + instead
+					// Of the redacted header, so that redaction holds here, too.
+					if agent != "" && known.absent["User-Agent"] {
 						agent = veiled(set, "User-Agent", agent)
 					}
-				}
-				values = c.header[set.requestIDKey]
-				if values != nil {
-					named = values[0]
-					if known.absent[set.requestIDKey] {
+					if named != "" && known.absent[set.requestIDKey] {
 						named = veiled(set, set.requestIDKey, named)
 					}
+				} else {
+					header, agent, named = headerFields(set, c.header)
+					instead = ""
 				}
-			} else {
-				header, agent, named = headerFields(set, c.header)
-				known = nil
+				if odd || !fits {
+					path = escape(path)
+					query = escape(query)
+					method = escape(method)
+					agent = escape(agent)
+					named = escape(named)
+				}
+				if query != "" {
+					query = `,"query":"` + query + `"`
+				}
+				if agent != "" {
+					agent = `,"user_agent":{"original":"` + agent + `"}`
+				}
+				if named != "" {
+					named = `,"request_id":"` + named + `"`
+				}
+				parts = append(parts, eventHead, heads[2*i], p.origin, path, `","time":"`, plains[4*i+3], heads[2*i+1], trace, `,"data":{"url":{"path":"`,
+					path, `"`, query, ",", from, `,"http":{"request":{"method":"`, method, `","header":{`, header, instead, "}", cookies)
+				if parted {
+					break
+				}
+				if c.body != nil {
+					parts = append(parts, `,"body":`, bodies[mark])
+					mark++
+				}
+				parts = append(parts, "}}", agent, named, set.attributesField, closing)
 			}
-			method = c.method
-			plain = path + query + method + agent + named
-			if !strconv.CanBackquote(header+plain) || strings.ContainsAny(plain, oddBytes) {
-				header = strings.ToValidUTF8(header, "\ufffd")
-				path = escape(path)
-				query = escape(query)
-				method = escape(method)
-				agent = escape(agent)
-				named = escape(named)
+			text = strings.Join(parts, "")
+			if !alone && (size+len(text) > batchLimit || len(text) > eventLimit) {
+				w.careful = true // it has to be seen which of them fit
+				continue
 			}
-			if query != "" {
-				query = `,"query":"` + query + `"`
-			}
-			if agent != "" {
-				agent = `,"user_agent":{"original":"` + agent + `"}`
-			}
-			if named != "" {
-				named = `,"request_id":"` + named + `"`
-			}
-
-			start = size
-			mark, _ = fmt.Fprintf(buffer, p.form, us/1000>>16, us/1000&0xffff, random>>52, random>>38&0x3fff|0x8000, random*spread>>16,
-				path, day, us%1e6, c.sequence, trace, query, from, method, header, cookies)
-			bodyAt = start + mark
-			bodyEnd = bodyAt
-			b = c.body
-			if b != nil && b.cut == "" && b.full == nil && set.bodyFields == nil && utf8.Valid(b.last) {
-				// What most bodies are: whole, in one piece, and text.
-				scratch.Reset()
-				_ = encoder.Encode(string(b.last))
-				plain = scratch.String()
-				mark, _ = fmt.Fprintf(buffer, bodyForm, plain[:len(plain)-1], b.kept)
-				bodyEnd += mark
-			} else if b != nil {
-				writeBody(buffer, p, c, b, c.header)
-				bodyEnd = buffer.Len()
-			}
+			_, _ = buffer.WriteString(text)
+			bodyAt = 0
+			bodyEnd = 0
 			responseAt = 0
 			responseEnd = 0
-			if c.response == nil {
-				mark, _ = fmt.Fprintf(buffer, tail, agent, named, set.attributesField)
-				size = bodyEnd + mark
-			} else {
-				responseAt, responseEnd = writeTail(buffer, p, c, tail, agent, named)
-				size = buffer.Len()
-			}
-			if size-start > eventLimit {
-				fits = trimEvent(buffer, c, start, bodyAt, bodyEnd, responseAt, responseEnd, eventLimit)
-				size = buffer.Len()
-				if !fits {
-					buffer.Truncate(start)
-					size = start
-					w.writing = nil
-					giveUp(w, c, verdict{reason: reasonTooLarge, detail: "an event is larger than maxEventSize even without its body"})
-					continue
+			if parted {
+				bodyAt = buffer.Len()
+				b = c.body
+				if b != nil && simple {
+					_, _ = buffer.WriteString(`,"body":` + bodies[0])
+				} else if b != nil {
+					writeBody(buffer, p, c, b, c.header)
+				}
+				bodyEnd = buffer.Len()
+				if c.response == nil {
+					_, _ = buffer.WriteString("}}" + agent + named + set.attributesField + closing)
+				} else {
+					responseAt, responseEnd = writeTail(buffer, p, c, agent, named, closing)
 				}
 			}
-			w.writing = nil
-			d.events = append(d.events, c)
+			if alone && buffer.Len()-size > eventLimit && !trimEvent(buffer, c, size, bodyAt, bodyEnd, responseAt, responseEnd, eventLimit) {
+				buffer.Truncate(size)
+				w.taken[w.next] = nil
+				w.next++
+				w.end = 0
+				giveUp(w, c, verdict{reason: reasonTooLarge, detail: "an event is larger than maxEventSize even without its body"})
+				continue
+			}
+			start = size
+			size = buffer.Len()
+			d.events = append(d.events, w.taken[w.next:end]...)
+			d.holders = append(d.holders, holders...)
+			copy(w.taken[w.next:end], gone)
+			w.next = end
+			w.end = 0
 			if !batched {
 				d.payload = buffer.Bytes()
 				d.id = string(d.payload[idAt : idAt+idLength])
 				continue
 			}
-			d.ends = append(d.ends, size-1)
-			if d.earliest == 0 || us < d.earliest {
-				d.earliest = us // the queue is not in the order of arrival
-			}
 			if size > batchLimit && len(d.events) > 1 {
-				carryOver(w)
+				carryOver(w, start)
 				d.open = false
 			} else if len(d.events) == p.set.batchEvents || size >= batchLimit {
 				d.open = false
@@ -382,6 +478,7 @@ func run(w *worker) {
 		if w.next == len(w.taken) {
 			w.taken = w.taken[:0]
 			w.next = 0
+			w.careful = false
 		}
 		if d == nil || d.open {
 			continue
@@ -473,7 +570,7 @@ func run(w *worker) {
 		counts.delivered += uint64(len(d.events))
 		counts.inFlight -= uint64(len(d.events))
 		released = 0
-		for _, c = range d.events {
+		for _, c = range d.holders {
 			c.settled = true
 			b = c.body
 			if b != nil && c.weight == 0 && c.response == nil && b.cut == "" && b.full == nil && !b.shared && !c.trimmed {

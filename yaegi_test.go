@@ -1,0 +1,110 @@
+//go:build go1.25 && !yaegi
+// +build go1.25,!yaegi
+
+package requestmirror
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// In Yaegi a named result is not zero when a function begins: it is what the call before
+// it, in the same loop of the caller, left there.
+func TestNamedResultsAreSetBeforeTheyAreRead(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	checked := 0
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		set := token.NewFileSet()
+		parsed, err := parser.ParseFile(set, file, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(parsed, func(n ast.Node) bool {
+			f, ok := n.(*ast.FuncDecl)
+			if !ok || f.Type.Results == nil {
+				return true
+			}
+			for _, field := range f.Type.Results.List {
+				for _, name := range field.Names {
+					checked++
+					if at := readBeforeSet(f.Body.List, name.Name); at.IsValid() {
+						t.Errorf("%s: %s: result %s is read or left as it is before it is set", set.Position(at), f.Name.Name, name.Name)
+					}
+				}
+			}
+			return true
+		})
+	}
+	if checked == 0 {
+		t.Error("got no function with named results; want some to check")
+	}
+}
+
+// readBeforeSet is where one of the statements mentions the name, or returns without
+// values, before one of them has set it whatever happens.
+func readBeforeSet(statements []ast.Stmt, name string) token.Pos {
+	for _, s := range statements {
+		if a, ok := s.(*ast.AssignStmt); ok && a.Tok == token.ASSIGN {
+			for _, left := range a.Lhs {
+				if is(left, name) {
+					for _, right := range a.Rhs {
+						if at := mention(right, name); at.IsValid() {
+							return at
+						}
+					}
+					return token.NoPos
+				}
+			}
+		}
+		if at := mention(s, name); at.IsValid() {
+			return at
+		}
+	}
+	return token.NoPos
+}
+
+func is(e ast.Expr, name string) bool {
+	ident, ok := e.(*ast.Ident)
+	return ok && ident.Name == name
+}
+
+// mention is where the name stands as a variable, or where a function returns what it is.
+func mention(n ast.Node, name string) token.Pos {
+	at := token.NoPos
+	ast.Inspect(n, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.SelectorExpr:
+			if p := mention(n.X, name); p.IsValid() {
+				at = p
+			}
+			return false
+		case *ast.KeyValueExpr:
+			if p := mention(n.Value, name); p.IsValid() {
+				at = p
+			}
+			return false
+		case *ast.FuncLit:
+			return false // its own results are not named
+		case *ast.ReturnStmt:
+			if len(n.Results) == 0 {
+				at = n.Pos()
+			}
+		case *ast.Ident:
+			if n.Name == name {
+				at = n.Pos()
+			}
+		}
+		return true
+	})
+	return at
+}
