@@ -1,7 +1,6 @@
 package requestmirror
 
 import (
-	"bytes"
 	"io"
 	"net/http"
 	"strings"
@@ -267,16 +266,20 @@ func explainCut(b *body, req *http.Request) {
 
 // content is what was kept, in one piece; the parts are let go of. It is the worker's,
 // once nothing writes any more.
-func content(b *body) []byte {
+func content(b *body) string {
 	if len(b.full) == 0 {
-		return b.last
+		return string(b.last)
 	}
-	parts := append(append([][]byte{}, b.full...), b.last)
-	whole := bytes.Join(parts, nil)
+	whole := &strings.Builder{}
+	whole.Grow(int(b.kept))
+	for _, part := range b.full {
+		_, _ = whole.Write(part)
+	}
+	_, _ = whole.Write(b.last)
 	if !b.shared {
 		recycle(b)
 	}
-	return whole
+	return whole.String()
 }
 
 // recycle lets go of the kept bytes; a second call does nothing.

@@ -451,10 +451,10 @@ func TestPartsAreRecycledOnce(t *testing.T) {
 		// A part that was given back twice would now be in two bodies.
 		a := captured(t, p, uploadOf(&upload{rest: bytes.Repeat([]byte("a"), 300000), step: 4096, end: io.EOF}, -1), next)
 		b := captured(t, p, uploadOf(&upload{rest: bytes.Repeat([]byte("b"), 300000), step: 4096, end: io.EOF}, -1), next)
-		if got := strings.Count(string(content(a.body)), "a"); got != 300000 {
+		if got := strings.Count(content(a.body), "a"); got != 300000 {
 			t.Fatalf("got %d bytes of the first body; want 300000", got)
 		}
-		if got := strings.Count(string(content(b.body)), "b"); got != 300000 {
+		if got := strings.Count(content(b.body), "b"); got != 300000 {
 			t.Fatalf("got %d bytes of the second body; want 300000", got)
 		}
 	}

@@ -143,12 +143,12 @@ func encodeBody(c *capture, b *body, header http.Header) *wireBody {
 	kept := content(b)
 	w := &wireBody{Size: b.kept + b.beyond, Truncated: b.cut != "", Reason: b.cut}
 	if fields := c.set.bodyFields; fields != nil && len(kept) > 0 {
-		withheld := false
-		kept, withheld = redactBody(fields, header, kept)
+		redacted, withheld := redactBody(fields, header, []byte(kept))
 		if withheld {
 			c.withheld++
 			return &wireBody{Size: w.Size, Truncated: true, Reason: cutContentType}
 		}
+		kept = string(redacted)
 	}
 	if w.Truncated {
 		kept = wholeRunes(kept)
@@ -156,22 +156,21 @@ func encodeBody(c *capture, b *body, header http.Header) *wireBody {
 	if w.Truncated && len(kept) == 0 {
 		return w
 	}
-	if utf8.Valid(kept) {
-		text := string(kept)
-		w.Content = &text
+	if utf8.ValidString(kept) {
+		w.Content = &kept
 	} else {
-		w.ContentBase64 = base64.StdEncoding.EncodeToString(kept)
+		w.ContentBase64 = base64.StdEncoding.EncodeToString([]byte(kept))
 	}
 	return w
 }
 
 // wholeRunes takes the first bytes of a character off the end of a cut text. Bytes
 // that are no text are left as they are.
-func wholeRunes(content []byte) []byte {
+func wholeRunes(content string) string {
 	for i := 1; i < utf8.UTFMax && i <= len(content); i++ {
 		start := len(content) - i
 		if utf8.RuneStart(content[start]) {
-			if !utf8.FullRune(content[start:]) && utf8.Valid(content[:start]) {
+			if !utf8.FullRuneInString(content[start:]) && utf8.ValidString(content[:start]) {
 				return content[:start]
 			}
 			break

@@ -283,13 +283,13 @@ func TestCutTextEndsOnACharacterBoundary(t *testing.T) {
 			for !utf8.ValidString(want) {
 				want = want[:len(want)-1]
 			}
-			if got := wholeRunes([]byte(text[:i])); string(got) != want {
+			if got := wholeRunes(text[:i]); got != want {
 				t.Errorf("%q cut at %d: got %q; want %q", text, i, got, want)
 			}
 		}
 	}
 	for _, binary := range []string{"\xff\xfe\xe2\x82", "\x80\x80\x80\x80", "abc\xff", "\xff"} {
-		if got := wholeRunes([]byte(binary)); string(got) != binary {
+		if got := wholeRunes(binary); got != binary {
 			t.Errorf("%q, which is no text: got %q; want it as it is", binary, got)
 		}
 	}

@@ -42,6 +42,7 @@ type settings struct {
 	queryDefault       string
 	queryModes         map[string]string // by lower-case name
 	queryHints         []string          // what, in lower case, is in a query that has one of these names, or hides one
+	queryNames         *regexp.Regexp    // finds a hint
 	hashKey            []byte
 	hashFile           *secretFile // nil unless the key is in a file
 	attributesField    string      // as JSON

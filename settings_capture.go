@@ -56,6 +56,7 @@ func readCapture(r *reader, s *settings) {
 	}
 	canonicalModes(r, "queryParameters.names", strings.ToLower, s.queryModes)
 	s.queryHints = hintsOf(s.queryModes)
+	s.queryNames = anyOf(s.queryHints)
 
 	s.hashKey = processKey
 	if key := r.text("hashKey", ""); key != "" {
@@ -134,6 +135,14 @@ func hintsOf(names map[string]string) []string {
 		}
 	}
 	return hints
+}
+
+func anyOf(hints []string) *regexp.Regexp {
+	forms := make([]string, 0, len(hints))
+	for _, hint := range hints {
+		forms = append(forms, regexp.QuoteMeta(hint))
+	}
+	return regexp.MustCompile("(?i:" + strings.Join(forms, "|") + ")")
 }
 
 func isWordRune(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) }

@@ -230,7 +230,7 @@ func FuzzTrim(f *testing.F) {
 		c := bodyOf(p, whole, 0, cut)
 		payload := encode(p, c, &delivery{})
 		if aborted {
-			whole = wholeRunes(whole)
+			whole = []byte(wholeRunes(string(whole)))
 		}
 		checkTrimmed(t, "fuzz", payload, whole, limit, int64(len(part))*int64(17000/len(part)+1), reason)
 	})

@@ -308,7 +308,7 @@ func run(w *worker) {
 				if at >= 0 {
 					query = path[at+1:]
 					path = path[:at]
-					if suspicious {
+					if suspicious && (n == 1 || set.queryDefault != modeKeep || set.queryNames.MatchString(query)) {
 						query = redactQuery(set, query)
 					}
 				}
