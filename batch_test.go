@@ -410,13 +410,23 @@ func TestQueueSmallerThanABatch(t *testing.T) {
 }
 
 func TestPanicCostsOneEventOfABatch(t *testing.T) {
-	for _, at := range []int{0, 3, 5} {
-		t.Run(fmt.Sprint("after ", at, " events"), func(t *testing.T) {
+	broken := map[string]func(s *stage) *capture{
+		"before anything is written": func(s *stage) *capture {
+			return &capture{at: time.Now(), method: "GET", uri: "/a?b", header: http.Header{}, body: &body{budget: s.pipe.budget}} // without settings
+		},
+		"in the middle of it": func(s *stage) *capture {
+			return &capture{set: s.pipe.set, at: time.Now(), method: "GET", uri: "/a?b", header: http.Header{}, body: &body{budget: s.pipe.budget, kept: -1, full: [][]byte{nil}}} // of less than no bytes
+		},
+	}
+	for i := range 6 {
+		at := []int{0, 3, 5}[i/2]
+		when := []string{"before anything is written", "in the middle of it"}[i%2]
+		t.Run(fmt.Sprint("after ", at, " events, ", when), func(t *testing.T) {
 			logged(func() {
 				onStage(t, opts{"batch.maxEvents": 10, "workers": 1}, []reply{{status: 204}}, func(t *testing.T, s *stage) {
 					for i := range 6 {
 						if i == at {
-							offer(s.pipe, &capture{at: time.Now(), method: "GET", uri: "/a?b", header: http.Header{}, body: &body{budget: s.pipe.budget}}) // without settings
+							offer(s.pipe, broken[when](s))
 							continue
 						}
 						s.send(1)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 // Events of a batch are written in groups, whose parts are looked at as a whole; whatever
@@ -126,9 +127,39 @@ func TestAnEventOfAGroupIsWhatItIsAlone(t *testing.T) {
 				if !reflect.DeepEqual(got, want) {
 					t.Fatalf("%v: event %d of %d: got\n%s\nwant\n%s", options, k, n, together[k], alone[0])
 				}
+				if !utf8.Valid(together[k]) {
+					t.Errorf("%v: got what is not UTF-8 in\n%q", options, together[k])
+				}
 				if bytes.Contains(together[k], []byte("SECRET")) || bytes.Contains(together[k], []byte("Bearer secret")) {
 					t.Errorf("%v: got a secret in\n%s", options, together[k])
 				}
+			}
+		}
+	}
+}
+
+func TestCookiesThatLeave(t *testing.T) {
+	for _, names := range []string{"visitor,theme", "visitor,the*", "visitor,theme,x1,x2"} { // looked for one by one, or all of them
+		p := stillPipeline(t, opts{"cookieNames": names})
+		for _, c := range []struct {
+			sent []string
+			want map[string][]string
+		}{
+			{[]string{"visitor=v"}, map[string][]string{"visitor": {"v"}}},
+			{[]string{"session=s; visitor=v; theme=dark"}, map[string][]string{"visitor": {"v"}, "theme": {"dark"}}},
+			{[]string{"visitor=v1; visitor=v2"}, map[string][]string{"visitor": {"v1", "v2"}}},
+			{[]string{"theme=a; visitor=v1; theme=b"}, map[string][]string{"visitor": {"v1"}, "theme": {"a", "b"}}},
+			{[]string{"visitor=v1", "visitor=v2"}, map[string][]string{"visitor": {"v1", "v2"}}},
+			{[]string{"xvisitor=x; visitor=v"}, map[string][]string{"visitor": {"v"}}},
+			{[]string{`visitor="v w"; theme="<&>"`}, map[string][]string{"visitor": {"v w"}, "theme": {"<&>"}}},
+			{[]string{`visitor=a"b; theme=a\b`}, nil},
+			{[]string{"visitor="}, map[string][]string{"visitor": {""}}},
+			{[]string{"session=visitor=v"}, nil},
+			{[]string{"Visitor=v"}, nil},
+		} {
+			e := eventFrom(t, p, &capture{set: p.set, at: goldenTime, method: "GET", uri: "/", proto: "HTTP/1.1", remote: "192.0.2.1:5", header: http.Header{"Cookie": c.sent}})
+			if got := e.Data.HTTP.Request.Cookie; len(got)+len(c.want) > 0 && !reflect.DeepEqual(got, c.want) {
+				t.Errorf("%s of %q: got %q; want %q", names, c.sent, got, c.want)
 			}
 		}
 	}
