@@ -61,6 +61,9 @@ func readBeforeSet(statements []ast.Stmt, name string) token.Pos {
 						if at := mention(right, name); at.IsValid() {
 							return at
 						}
+						if l, ok := right.(*ast.CompositeLit); ok && isNamed(l.Type) {
+							return l.Pos() // what is set in it afterwards would be lost
+						}
 					}
 					return token.NoPos
 				}
@@ -71,6 +74,12 @@ func readBeforeSet(statements []ast.Stmt, name string) token.Pos {
 		}
 	}
 	return token.NoPos
+}
+
+// isNamed says whether a literal's type has a name, as a struct's.
+func isNamed(e ast.Expr) bool {
+	_, ok := e.(*ast.Ident)
+	return ok
 }
 
 func is(e ast.Expr, name string) bool {
