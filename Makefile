@@ -40,7 +40,7 @@ check: ## gofmt and go vet
 
 unit: ## the plugin, compiled, with the race detector and in random order
 	$(call step,unit tests$(if $(race),, without the race detector: no C compiler))
-	go test $(race) -count=1 -shuffle=on -timeout 10m ./...
+	test/unit.sh $(race) -count=1 -shuffle=on -timeout 10m ./...
 
 yaegi: ## the same tests as interpreted code, as Traefik runs it, plain and with the race detector
 	$(call step,unit tests under Yaegi)
