@@ -39,9 +39,8 @@ const batchType = "application/cloudevents-batch+json" // as it is: the SDK for 
 
 // The wire format is CloudEvents 1.0 in structured JSON, with the names of
 // OpenTelemetry's semantic conventions in data; docs/reference/request.v1.schema.json
-// describes it. An event is written in two strokes, around its body, because each
-// value that interpreted code makes costs several allocations: the worker (run) gives
-// each stroke its parts, which are JSON already.
+// describes it. The worker (run) puts an event together of parts that are JSON already,
+// of which these are the ones that all events have.
 const (
 	eventHead = `{"specversion":"1.0","id":"`
 

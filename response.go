@@ -350,7 +350,7 @@ func closeTap(r *responseTap, returned bool) {
 	}
 }
 
-// writeTail is the second stroke of an event with a response, and returns where its body
+// writeTail writes the end of an event with a response, and returns where its body
 // is in the buffer.
 func writeTail(buffer *bytes.Buffer, p *pipeline, c *capture, agent, named, closing string) (from, to int) {
 	r := c.response

@@ -30,8 +30,12 @@ func readCapture(r *reader, s *settings) {
 	cookies, _ := r.list("cookieNames", "[]")
 	s.cookieNames = globs(cookies)
 	if len(cookies) <= fewCookies && !strings.Contains(strings.Join(cookies, ""), "*") {
+		known := map[string]bool{}
 		for _, name := range cookies {
-			s.cookieMarks = append(s.cookieMarks, name+"=")
+			if !known[name] {
+				s.cookieMarks = append(s.cookieMarks, name+"=")
+			}
+			known[name] = true
 		}
 	}
 	types, _ := r.list("bodyContentTypes", "all")
@@ -137,6 +141,7 @@ func hintsOf(names map[string]string) []string {
 	return hints
 }
 
+// anyOf is an expression for one of the hints anywhere in a query.
 func anyOf(hints []string) *regexp.Regexp {
 	forms := make([]string, 0, len(hints))
 	for _, hint := range hints {
