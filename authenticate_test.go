@@ -496,3 +496,29 @@ func TestMissingAuthenticationSecretIsReported(t *testing.T) {
 		t.Errorf("got problems %q; want the option and the file", problems)
 	}
 }
+
+// With reject a mistake must not open what is to be checked; a name that nobody knows opens
+// nothing, unless it was meant to be one of authenticate.
+func TestMistakesBesidesRejectTakeTheRouteDown(t *testing.T) {
+	for _, c := range []struct {
+		onFailure string
+		wrong     opts
+		down      bool
+	}{
+		{"reject", opts{"queueSize": 0}, true},
+		{"reject", opts{"authenticate.prefixx": "sha1="}, true},
+		{"reject", opts{"queueSiz": 3}, false},
+		{"rejct", nil, true},
+		{"skip", opts{"queueSize": 0}, false},
+		{"skip", opts{"authenticate.prefixx": "sha1="}, false},
+	} {
+		options := opts{"authenticate.onFailure": c.onFailure}
+		for path, value := range c.wrong {
+			options[path] = value
+		}
+		set, problems, unknown := readSettings(configOf(authenticated("one", options)), t.Name())
+		if len(problems)+len(unknown) != 1 || set.strict != c.down {
+			t.Errorf("%s, %v: got problems %q, unknown %q, strict %v; want one, and %v", c.onFailure, c.wrong, problems, unknown, set.strict, c.down)
+		}
+	}
+}

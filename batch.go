@@ -291,7 +291,7 @@ func carryOver(w *worker, start int) {
 // addEvent notes that the delivery carries the event.
 func addEvent(d *delivery, c *capture) {
 	d.events = append(d.events, c)
-	if c.body != nil || c.weight > 0 || c.response != nil {
+	if c.body != nil || c.response != nil {
 		d.holders = append(d.holders, c)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Why a body in an event is not the whole body of the request: the closed set of
@@ -233,6 +234,7 @@ func finish(m *Mirror, req *http.Request, c *capture) {
 		explainCut(b, req)
 	}
 	b.mu.Unlock()
+	c.over = time.Now()
 	if m.screened {
 		offerScreened(m, c)
 		return

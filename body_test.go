@@ -391,7 +391,9 @@ func TestManyBodiesConcurrentSafe(t *testing.T) {
 		} else {
 			t.Errorf("got %d of %d bytes, reason %q; want all, or memory", len(content), size, w.Reason)
 		}
+		p.mu.Lock()
 		discharge(p, c)
+		p.mu.Unlock()
 	}
 	group.Wait()
 	if held := bytesHeld(p); held != 0 {

@@ -36,7 +36,11 @@ func heed(w *worker, v verdict) (news string) {
 	now := time.Now()
 	// What is answered to the copy of a request is about that request.
 	repeated := p.set.format == formatRequest
-	if until := now.Add(v.after); v.after > 0 && !repeated && until.After(g.pausedTo) {
+	rest := v.after
+	if rest > p.set.maxAge {
+		rest = p.set.maxAge // by then nothing that waits now is left, and nobody knows better
+	}
+	if until := now.Add(rest); rest > 0 && !repeated && until.After(g.pausedTo) {
 		g.pausedTo = until
 	}
 	reason := v.reason

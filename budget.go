@@ -1,7 +1,8 @@
 package requestmirror
 
 import (
-	"net/http"
+	"bytes"
+	"sync"
 	"sync/atomic"
 )
 
@@ -12,9 +13,9 @@ import (
 // What a worker writes of a body takes the place of the body. Of a large one that other
 // pipelines hold, too, it comes on top, and counts.
 //
-// Headers are weighed apart from that, in a queue that grows, so that events still go
-// out when bodies have taken all there is for bodies. On top come only the deliveries
-// that workers are at, encoded: one for each worker.
+// Headers are weighed apart from that, so that events still go out when bodies have
+// taken all there is for bodies. On top come only the deliveries that workers are at,
+// encoded: one for each worker.
 type budget struct {
 	limit int64 // of held
 	held  int64 // atomic: bytes of bodies
@@ -35,7 +36,21 @@ func newBudget(memoryLimit int64) *budget {
 	return b
 }
 
-const headerLimit = 8 << 20
+// What the headers of a pipeline's events may take: perPlace for each place of the queue, which
+// is more than those of a browser do, and largestHeader in a short queue. One that takes more
+// than that is of thousands of names, each of which costs a worker microseconds.
+const (
+	perPlace      = 4 << 10
+	largestHeader = 1 << 20
+)
+
+func mostHeaders(queueSize int) int64 {
+	n := int64(queueSize) * perPlace
+	if n < largestHeader {
+		n = largestHeader
+	}
+	return n
+}
 
 // charge takes n bytes for a body if they are there, and says whether they were.
 func charge(b *budget, n int64) bool {
@@ -46,34 +61,56 @@ func charge(b *budget, n int64) bool {
 	return false
 }
 
-// weigh takes the bytes of the capture's headers, or notes that they were not there.
-func weigh(p *pipeline, c *capture) {
-	n := int64(len(c.uri)) + lengthOf(c.header)
+// What the texts of a header are kept in takes more than they do: a name its place in a map,
+// and a value the string that says where it is.
+const (
+	perName   = 128      // bytes
+	perValue  = 16       // bytes
+	fewValues = 1 << 10  // bytes of texts in which there cannot be many values
+	mostScale = 64 << 10 // bytes of a buffer that is kept
+)
+
+// scales are buffers to weigh headers with. Items are *bytes.Buffer.
+var scales sync.Pool
+
+var lineFeed = []byte("\n")
+
+// weigh sets what the capture's texts take. Every event is weighed, because a header of a
+// megabyte may have 300,000 values; by a call of compiled code, because a loop would cost the
+// request path more than all the rest.
+func weigh(c *capture) {
+	scale, _ := scales.Get().(*bytes.Buffer)
+	if scale == nil {
+		scale = &bytes.Buffer{}
+	}
+	_ = c.header.Write(scale)
+	names := len(c.header)
 	if c.response != nil {
-		n += lengthOf(c.response.header)
+		_ = c.response.header.Write(scale)
+		names += len(c.response.header)
 	}
-	c.weight = n
-	if atomic.AddInt64(&p.headers, n) > headerLimit/atomic.LoadInt64(&p.receivers) {
-		c.refused = true
+	n := scale.Len()
+	if n > fewValues {
+		n += bytes.Count(scale.Bytes(), lineFeed) * perValue
 	}
+	if n <= mostScale {
+		scale.Reset()
+		scales.Put(scale)
+	}
+	c.texts = int64(n + names*perName + len(c.uri) + len(c.host) + len(c.method))
 }
 
-func lengthOf(h http.Header) int64 {
-	n := 0
-	for name, values := range h {
-		n += len(name)
-		for _, value := range values {
-			n += len(value)
-		}
-	}
-	return int64(n)
+// load takes what the capture's texts take, or notes that there is no room for them. The
+// pipeline is locked.
+func load(p *pipeline, c *capture) {
+	c.refused = c.texts > largestHeader || p.headers+c.texts > p.most
+	c.weight = c.texts
+	p.headers += c.weight
 }
 
 // discharge gives back all that the capture holds. The pipeline is locked.
 func discharge(p *pipeline, c *capture) {
-	if c.weight > 0 {
-		atomic.AddInt64(&p.headers, -c.weight)
-	}
+	p.headers -= c.weight
 	p.bodies -= c.held
 	if c.encoded > 0 {
 		atomic.AddInt64(&p.budget.held, -c.encoded)

@@ -11,6 +11,7 @@ import (
 type capture struct {
 	set      *settings // what may leave, as configured when the request came
 	at       time.Time // arrival
+	over     time.Time // when the request had ended, if it was offered only then
 	method   string
 	uri      string // as in the request line, undecoded
 	host     string
@@ -23,7 +24,8 @@ type capture struct {
 	unwanted bool      // whether it turned out that it is not to be mirrored
 	random   uint64    // of the event's id, if it goes to several receivers; the worker gives it otherwise
 	sequence uint64    // given by offer, under the ledger's lock
-	weight   int64     // bytes of the header, if they are charged to the pipeline
+	texts    int64     // what request line and headers take, in bytes; 0 before they are weighed
+	weight   int64     // what of that the pipeline holds
 	held     int64     // bytes of the body in the pipeline's share of the budget, if there are several
 	encoded  int64     // bytes of the budget for what a worker wrote of a shared body
 	refused  bool      // whether the header found no room
@@ -37,12 +39,25 @@ type capture struct {
 // the same in mirrorBare and serveBody, where a call more is felt.
 func captureOf(m *Mirror, req *http.Request) *capture {
 	return &capture{
-		set: m.set, at: time.Now(), method: req.Method, uri: req.RequestURI, host: req.Host,
+		set: m.set, at: time.Now(), method: req.Method, uri: targetOf(req), host: req.Host,
 		proto: req.Proto, remote: req.RemoteAddr, secure: req.TLS, header: req.Header.Clone(),
 	}
 }
 
-// backlog is the number of waiting events from which on the header is weighed, too.
-// A receiver that keeps up spares every request the loop over its header; and a few
-// headers, each bounded by the server, are no danger to memory.
-const backlog = 8
+// targetOf is the request target as it came; what a program made, and no server read, has
+// only what it was made from.
+func targetOf(req *http.Request) string {
+	if req.RequestURI == "" && req.URL != nil {
+		return req.URL.RequestURI()
+	}
+	return req.RequestURI
+}
+
+// readySince is from when on an event ages: what a request took until it could be offered
+// is not the queue's.
+func readySince(c *capture) time.Time {
+	if c.over.IsZero() {
+		return c.at
+	}
+	return c.over
+}

@@ -6,8 +6,9 @@ import (
 	"sync"
 )
 
-// leastGzip is what a payload has at least that is compressed: less is not worth it.
-const leastGzip = 1 << 10
+// leastGzip is what a payload has at least that is compressed: less is not worth it. An
+// event with the headers of a browser or a program has more.
+const leastGzip = 768
 
 // zippers are *gzip.Writer, of which each is most of a megabyte.
 var zippers sync.Pool

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
 // The counters are at expvar's "requestmirror", which Traefik serves at /debug/vars
@@ -103,9 +105,18 @@ func receiverVariables(r *reading) map[string]interface{} {
 
 func countConfigError() { published().Add("configErrors", 1) }
 
+// panicsTold is when the last panic was logged, in Unix seconds. Atomic.
+var panicsTold int64
+
+// countPanic counts a fault of the plugin, and logs it unless one was logged a moment ago:
+// one that each request meets must not fill the log.
 func countPanic(r interface{}) {
 	published().Add("panics", 1)
-	logError("requestmirror: internal error, traffic is not affected: " + fmt.Sprint(r))
+	now := time.Now().Unix()
+	last := atomic.LoadInt64(&panicsTold)
+	if (now < last || now-last >= int64(tellEvery/time.Second)) && atomic.CompareAndSwapInt64(&panicsTold, last, now) {
+		logError("requestmirror: internal error, traffic is not affected: " + fmt.Sprint(r))
+	}
 }
 
 // newMetricsPage answers requests for the path with the state of all mirroring in this

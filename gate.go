@@ -118,7 +118,7 @@ func weed(w *worker, by time.Time) bool {
 	oldest := by.Add(-p.set.maxAge)
 	old := 0
 	for _, c := range d.events {
-		if c.at.Before(oldest) {
+		if readySince(c).Before(oldest) {
 			old++
 		}
 	}
@@ -131,7 +131,7 @@ func weed(w *worker, by time.Time) bool {
 	}
 	p.mu.Lock()
 	for _, c := range d.events {
-		if c.at.Before(oldest) {
+		if readySince(c).Before(oldest) {
 			settleFailed(p, c, reasonExpired)
 		}
 	}

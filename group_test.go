@@ -81,9 +81,11 @@ func encodeAll(t *testing.T, p *pipeline, all []*capture) []json.RawMessage {
 	r := &recorder{}
 	var transport http.RoundTripper = r
 	p.sender.transport = transport
+	p.mu.Lock()   // the timer of a batch before may ring
 	p.running = 2 // so that the one that leaves here is not the last
 	p.idle = 0
 	p.retired = true
+	p.mu.Unlock()
 	for _, c := range all {
 		own := *c
 		p.queue <- &own

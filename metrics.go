@@ -31,7 +31,7 @@ type metricsPage struct {
 }
 
 func (p *metricsPage) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
-	if req.URL.Path != p.path {
+	if req.URL.Path != p.path || req.URL.RawPath != "" { // no other spelling of the path
 		p.next.ServeHTTP(rw, req)
 		return
 	}

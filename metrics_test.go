@@ -283,7 +283,7 @@ func TestThePageIsForGETAndHEAD(t *testing.T) {
 }
 
 func TestOtherPathsReachNextAsTheyCame(t *testing.T) {
-	for _, path := range []string{"/", "/metrics/", "/metric", "/metrics/x", "//metrics", "/Metrics", "/x/metrics", "/?/metrics", "/x?path=/metrics"} {
+	for _, path := range []string{"/", "/metrics/", "/metric", "/metrics/x", "//metrics", "/Metrics", "/x/metrics", "/?/metrics", "/x?path=/metrics", "/%6detrics", "/metrics%2F"} {
 		next := &onward{}
 		rw := httptest.NewRecorder()
 		req := httptest.NewRequest(http.MethodGet, path, nil)

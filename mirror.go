@@ -158,6 +158,9 @@ func mirrorBare(m *Mirror, req *http.Request) {
 		set: m.set, at: time.Now(), method: req.Method, uri: req.RequestURI, host: req.Host,
 		proto: req.Proto, remote: req.RemoteAddr, secure: req.TLS, header: req.Header.Clone(),
 	}
+	if c.uri == "" {
+		c.uri = targetOf(req)
+	}
 	if m.others != nil {
 		offerAll(m, c)
 		return
@@ -173,6 +176,9 @@ func serveBody(m *Mirror, rw http.ResponseWriter, req *http.Request) {
 	c := &capture{
 		set: m.set, at: time.Now(), method: req.Method, uri: req.RequestURI, host: req.Host,
 		proto: req.Proto, remote: req.RemoteAddr, secure: req.TLS, header: req.Header.Clone(),
+	}
+	if c.uri == "" {
+		c.uri = targetOf(req)
 	}
 	tee(m, req, c)
 	defer finish(m, req, c)

@@ -386,13 +386,10 @@ func show(path string, value interface{}) string {
 }
 
 // validHeaderName says whether a name is a token (RFC 9110, 5.6.2).
-func validHeaderName(name string) bool {
-	return name != "" && strings.IndexFunc(name, notTokenRune) < 0
-}
+func validHeaderName(name string) bool { return tokenForm.MatchString(name) }
 
-func notTokenRune(r rune) bool {
-	return r <= ' ' || r >= 0x7f || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, r)
-}
+// tokenForm is that of a token (RFC 9110, 5.6.2).
+var tokenForm = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
 
 // canonicalModes reads names with modes, without regard to the case of names.
 func canonicalModes(r *reader, path string, canonical func(string) string, into map[string]string) {

@@ -70,8 +70,12 @@ const (
 	idLength = 36
 	spread   = 0x9e3779b97f4a7c15 // makes the last part of the id from all random bits
 
-	// mostRemembered is how many contexts a worker remembers.
+	// mostRemembered is how many contexts a worker remembers, unless a client made them long.
 	mostRemembered = 1000
+	longest        = 2 << 10
+
+	// aroundTexts is about what an event has besides what it has of the request.
+	aroundTexts = 1 << 9
 )
 
 // plainBody is a body that is whole, and text.
@@ -204,6 +208,10 @@ func contextFields(set *settings, c *capture) string {
 	if set.trustForwardHeader {
 		client = forwardedFor(c.header, peer)
 	}
+	version := versions[c.proto]
+	if version == "" {
+		version = strings.TrimPrefix(c.proto, "HTTP/") // net/http takes any 1.x
+	}
 	scheme := "http"
 	secure := ""
 	if c.secure != nil {
@@ -214,8 +222,8 @@ func contextFields(set *settings, c *capture) string {
 	if c.host != "" {
 		server = serverField(scheme, c.host)
 	}
-	return fmt.Sprintf(`"scheme":"%s"},"network":{"protocol":{"name":"http","version":"%s"},"peer":{"address":%s,"port":%d}},`+
-		`"client":{"address":%s}%s%s`, scheme, versions[c.proto], quote(peer), port, quote(client), server, secure)
+	return fmt.Sprintf(`"scheme":"%s"},"network":{"protocol":{"name":"http","version":%s},"peer":{"address":%s,"port":%d}},`+
+		`"client":{"address":%s}%s%s`, scheme, quote(version), quote(peer), port, quote(client), server, secure)
 }
 
 // ports are those of a server whom the client named without one.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"regexp"
 	"strings"
 	"testing"
@@ -164,7 +165,7 @@ func TestWhatIsNotThereIsNotSent(t *testing.T) {
 
 func TestProtocolVersion(t *testing.T) {
 	p := stillPipeline(t, nil)
-	for proto, want := range map[string]string{"HTTP/1.0": "1.0", "HTTP/1.1": "1.1", "HTTP/2.0": "2", "HTTP/3.0": "3"} {
+	for proto, want := range map[string]string{"HTTP/1.0": "1.0", "HTTP/1.1": "1.1", "HTTP/2.0": "2", "HTTP/3.0": "3", "HTTP/1.2": "1.2"} {
 		e := eventFrom(t, p, &capture{set: p.set, method: "GET", uri: "/", proto: proto})
 		if got := e.Data.Network.Protocol; got.Name != "http" || got.Version != want {
 			t.Errorf("%s: got %+v; want http %s", proto, got, want)
@@ -245,6 +246,27 @@ func TestPeerAndClientAddress(t *testing.T) {
 		}
 		if client == nil || client.Address != c.client {
 			t.Errorf("%s: got client %+v; want %s", c.name, client, c.client)
+		}
+	}
+}
+
+// Middlewares are tested with requests that no server has read.
+func TestARequestThatWasMadeHasTheTargetOfItsURL(t *testing.T) {
+	for _, body := range []string{"", "text"} {
+		for _, o := range []opts{nil, {"captureResponse": "status"}, {"includePaths": "^/api/"}} {
+			p := stillPipeline(t, o)
+			req, err := http.NewRequest("POST", "http://localhost/api/a%20b?lang=en", strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			newMirror(answer(""), p.set, []*pipeline{p}).ServeHTTP(httptest.NewRecorder(), req)
+			if len(p.queue) != 1 {
+				t.Fatalf("%v, body %q: got %d events; want 1", o, body, len(p.queue))
+			}
+			e := eventFrom(t, p, <-p.queue)
+			if e.Data.URL.Path != "/api/a%20b" || e.Data.URL.Query == nil || *e.Data.URL.Query != "lang=en" {
+				t.Errorf("%v, body %q: got %+v; want /api/a%%20b and lang=en", o, body, e.Data.URL)
+			}
 		}
 	}
 }

@@ -34,6 +34,7 @@ type pipeline struct {
 	born   time.Time
 	origin string // of its events, as in their JSON
 	form   string // of its events' numbers
+	most   int64  // bytes that headers may take
 
 	// queue has room for set.queueSize events and two notices to look up (nil): that
 	// the pipeline is retired, and that a report is due. Only who holds the ledger's
@@ -52,7 +53,6 @@ type pipeline struct {
 	pace     context.Context
 	endPaces context.CancelFunc
 
-	headers   int64 // atomic: bytes of headers that were weighed
 	receivers int64 // atomic: how many the middleware has; the registry writes it
 
 	renewal sync.Mutex // held by the worker that reads the files of secrets
@@ -67,6 +67,7 @@ type pipeline struct {
 	short     bool         // whether there could be more workers; room is then what idle ones can take
 	sequence  uint64       // of the last event offered
 	bodies    int64        // bytes of shared bodies that it holds
+	headers   int64        // what request lines and headers of its events take
 	running   int          // workers
 	allowed   int          // workers that there may be now
 	idle      int          // workers that wait for work
@@ -91,6 +92,7 @@ func newPipeline(set *settings, to target, l *ledger, budget *budget, boot int64
 	}
 	p.origin = fmt.Sprintf(originForm, quote(set.source))
 	p.form = fmt.Sprintf(numbersForm, p.boot)
+	p.most = mostHeaders(set.queueSize)
 	p.queue = make(chan *capture, set.queueSize+2)
 	p.shut = make(chan struct{}, 1)
 	life, endLife := context.WithCancel(context.Background())
@@ -140,6 +142,7 @@ func takes(p *pipeline) bool {
 func offerAll(m *Mirror, c *capture) {
 	defer contain()
 	c.random = rand.Uint64() | 1
+	weigh(c)
 	share(c.body, 1+len(m.others))
 	if c.response != nil {
 		share(c.response.body, 1+len(m.others))
@@ -220,8 +223,13 @@ func withoutBytes(b *body) *body {
 // offer puts the capture into the queue or counts why not. It never waits: the lock
 // is held for a few instructions and by nobody who does I/O.
 func offer(p *pipeline, c *capture) {
+	if c.texts == 0 {
+		weigh(c)
+	}
 	p.mu.Lock()
-	if len(p.queue) < p.room {
+	if len(p.queue) < p.room && p.headers+c.texts <= p.most && c.texts <= largestHeader {
+		c.weight = c.texts
+		p.headers += c.texts
 		p.sequence++
 		c.sequence = p.sequence
 		p.queue <- c
@@ -232,15 +240,13 @@ func offer(p *pipeline, c *capture) {
 	offerCarefully(p, c)
 }
 
-// offerCarefully is offer where there is more to look at: workers to start, a
-// backlog, a full queue, a pipeline that is retired.
+// offerCarefully is offer where there is more to look at: workers to start, much that
+// waits, a full queue, a pipeline that is retired.
 func offerCarefully(p *pipeline, c *capture) {
 	defer contain()
-	if n := len(p.queue); n >= backlog && (n <= p.set.queueSize || p.set.dropOldest) {
-		weigh(p, c)
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	load(p, c)
 	p.sequence++
 	c.sequence = p.sequence
 	if p.forgotten {

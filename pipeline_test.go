@@ -6,6 +6,7 @@
 package requestmirror
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
 	"context"
@@ -15,6 +16,8 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/http/httptest"
+	"runtime"
 	"runtime/metrics"
 	"slices"
 	"strconv"
@@ -642,16 +645,75 @@ func TestRetryAfterIsObeyed(t *testing.T) {
 }
 
 func TestRetryAfterBeyondMaxAgeExpiresTheEventAtOnce(t *testing.T) {
-	onStage(t, opts{"maxAge": "30s"}, []reply{{status: 503, after: "40"}, {status: 204}}, func(t *testing.T, s *stage) {
-		s.send(1)
-		s.is(map[string]uint64{"failed expired": 1})
-		s.send(1)
-		s.is(map[string]uint64{"failed expired": 2})
-		s.wait(10 * time.Second)
-		s.send(1) // may wait for 30 seconds, which is until then
-		s.wait(30 * time.Second)
-		s.cameAt(0, 40*time.Second)
-		s.is(map[string]uint64{"failed expired": 2, "delivered": 1})
+	for _, after := range []string{"40", "86400", "99999999999999999999"} {
+		onStage(t, opts{"maxAge": "30s", "workers": 1}, []reply{{status: 503, after: after}, {status: 204}}, func(t *testing.T, s *stage) {
+			s.send(1)
+			s.is(map[string]uint64{"failed expired": 1})
+			// Others wait as long as an event may, and then one of them asks again.
+			s.wait(10 * time.Second)
+			s.send(2)
+			s.wait(20 * time.Second)
+			s.cameAt(0, 30*time.Second, 30*time.Second)
+			s.is(map[string]uint64{"failed expired": 1, "delivered": 2})
+		})
+	}
+}
+
+func TestARequestThatTakesLongerThanMaxAgeIsMirrored(t *testing.T) {
+	for name, c := range map[string]struct {
+		options opts
+		length  int64
+	}{
+		"a body":                     {nil, 5},
+		"a captured response":        {opts{"captureResponse": "status"}, 0},
+		"both":                       {opts{"captureResponse": "headers"}, 5},
+		"both, in a batch":           {opts{"captureResponse": "body", "batch": opts{"maxEvents": 10}}, 5},
+		"no body, before the answer": {nil, 0},
+	} {
+		options := opts{"maxAge": "1s"}
+		maps.Copy(options, c.options)
+		onStage(t, options, []reply{{status: 204}}, func(t *testing.T, s *stage) {
+			s.mirror.next = http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
+				readAllOf(rw, req)
+				time.Sleep(time.Minute)
+			})
+			req := uploadOf(&upload{rest: textOf(int(c.length)), step: 1000, end: io.EOF}, c.length)
+			s.mirror.ServeHTTP(httptest.NewRecorder(), req)
+			s.wait(time.Second)
+			if n := s.tally(); n.Delivered != 1 {
+				t.Errorf("%s: got %+v; want it delivered", name, n)
+			}
+		})
+	}
+}
+
+func TestTrustThatWasEndedIsNotRemembered(t *testing.T) {
+	onStage(t, opts{"trustForwardHeader": true, "workers": 1}, []reply{{status: 204}}, func(t *testing.T, s *stage) {
+		distrustful, end := s.router(opts{"workers": 1})
+		defer end()
+		if distrustful.pipe != s.pipe {
+			t.Fatal("got a pipeline of its own for a router that does not trust; want one for both")
+		}
+		var got []string
+		s.inspect = func(req *http.Request) {
+			var e event
+			if err := json.NewDecoder(req.Body).Decode(&e); err != nil {
+				t.Error(err)
+			}
+			got = append(got, e.Data.Client.Address)
+		}
+		for range 2 {
+			for _, m := range []*Mirror{s.mirror, distrustful} {
+				m.ServeHTTP(nil, &http.Request{
+					Method: "GET", RequestURI: "/", Proto: "HTTP/1.1", RemoteAddr: "10.0.0.1:5",
+					Header: http.Header{"X-Forwarded-For": {"192.0.2.7"}},
+				})
+				synctest.Wait()
+			}
+		}
+		if want := []string{"192.0.2.7", "10.0.0.1", "192.0.2.7", "10.0.0.1"}; !slices.Equal(got, want) {
+			t.Errorf("got clients %v; want %v", got, want)
+		}
 	})
 }
 
@@ -966,21 +1028,25 @@ func TestEndOfTraefikHurries(t *testing.T) {
 }
 
 func TestPanicCostsTheEventAndTheWorkerGoesOn(t *testing.T) {
+	panicsTold = 0
 	text := logged(func() {
 		onStage(t, opts{"workers": 1}, []reply{{status: 204}}, func(t *testing.T, s *stage) {
 			before := panics()
-			s.send(1)
-			offer(s.pipe, &capture{at: time.Now(), method: "GET", uri: "/", body: &body{budget: s.pipe.budget}}) // without settings
-			s.send(1)
-			synctest.Wait()
-			s.is(map[string]uint64{"delivered": 2, "failed internal_error": 1})
-			if running, _ := s.workers(); panics()-before != 1 || running != 1 {
-				t.Errorf("got %d panics counted, %d workers; want 1, 1", panics()-before, running)
+			for _, pause := range []time.Duration{0, tellEvery - time.Second, time.Second} {
+				s.wait(pause)
+				s.send(1)
+				offer(s.pipe, &capture{at: time.Now(), method: "GET", uri: "/", body: &body{budget: s.pipe.budget}}) // without settings
+				s.send(1)
+				synctest.Wait()
+			}
+			s.is(map[string]uint64{"delivered": 6, "failed internal_error": 3})
+			if running, _ := s.workers(); panics()-before != 3 || running != 1 {
+				t.Errorf("got %d panics counted, %d workers; want 3, 1", panics()-before, running)
 			}
 		})
 	})
-	if !strings.Contains(text, "requestmirror: internal error, traffic is not affected: ") {
-		t.Errorf("got log %q; want the panic in it", text)
+	if got := strings.Count(text, "requestmirror: internal error, traffic is not affected: "); got != 2 {
+		t.Errorf("got log %q with %d lines of the panics; want 2, one in ten seconds at most", text, got)
 	}
 }
 
@@ -1034,26 +1100,83 @@ func TestLossesAreLoggedEveryTenSecondsAtMost(t *testing.T) {
 	}
 }
 
-func TestHeadersOfABacklogAreBounded(t *testing.T) {
-	onStage(t, opts{"workers": 1, "queueSize": 1000}, nil, func(t *testing.T, s *stage) {
-		header := http.Header{"X-Large": {strings.Repeat("a", 1<<20)}}
-		for range 40 {
+func TestHeadersThatAreHeldAreBounded(t *testing.T) {
+	for name, events := range map[string]int{"single events": 1, "batches": 100} {
+		onStage(t, opts{"workers": 1, "queueSize": 1000, "batch": opts{"maxEvents": events}}, nil, func(t *testing.T, s *stage) {
+			header := http.Header{"X-Large": {strings.Repeat("a", 200<<10)}}
+			for range 100 {
+				s.mirror.ServeHTTP(nil, &http.Request{Method: "GET", RequestURI: "/", Proto: "HTTP/1.1", Header: header})
+			}
+			synctest.Wait()
+			n := s.tally()
+			if n.Dropped[reasonMemory] == 0 || n.InFlight+n.Waiting > uint64(s.pipe.most)/(200<<10) {
+				t.Errorf("%s: got %+v; want no more headers held than there is memory for", name, n)
+			}
+			// Those that are let go make room for others.
+			s.byHand = false
+			s.answerAll(reply{status: 204})
+			synctest.Wait()
+			s.wait(time.Minute)
+			s.send(1)
+			s.wait(time.Minute)
+			if after := s.tally(); after.Dropped[reasonMemory] != n.Dropped[reasonMemory] || after.Delivered != after.Enqueued {
+				t.Errorf("%s: got %+v; want all the rest delivered", name, after)
+			}
+		})
+	}
+}
+
+func TestAHeaderThatIsTooLargeIsNotMirrored(t *testing.T) {
+	onStage(t, nil, []reply{{status: 204}}, func(t *testing.T, s *stage) {
+		for _, size := range []int{largestHeader - 1000, largestHeader} {
+			header := http.Header{"X-Large": {strings.Repeat("a", size)}}
 			s.mirror.ServeHTTP(nil, &http.Request{Method: "GET", RequestURI: "/", Proto: "HTTP/1.1", Header: header})
+			synctest.Wait()
 		}
-		synctest.Wait()
-		n := s.tally()
-		if n.Dropped[reasonMemory] == 0 || n.Waiting > backlog+headerLimit>>20 {
-			t.Errorf("got %+v; want no more headers waiting than there is memory for", n)
-		}
-		// Those that are let go make room for others.
-		s.byHand = false
-		s.answerAll(reply{status: 204})
-		synctest.Wait()
-		s.send(1)
-		if after := s.tally(); after.Dropped[reasonMemory] != n.Dropped[reasonMemory] || after.Delivered != after.Enqueued {
-			t.Errorf("got %+v; want all the rest delivered", after)
-		}
+		s.is(map[string]uint64{"delivered": 1, "dropped memory": 1})
 	})
+}
+
+// TestAHeaderWeighsWhatItTakes has the headers that take the most memory for what a client
+// has to send: an event of them must not count for less than it is.
+func TestAHeaderWeighsWhatItTakes(t *testing.T) {
+	many := func(n int, line func(i int) string) string {
+		var b strings.Builder
+		for i := range n {
+			b.WriteString(line(i) + "\n")
+		}
+		return b.String()
+	}
+	for name, lines := range map[string]string{
+		"one large value": "a:" + strings.Repeat("v", 1<<20) + "\n",
+		"many values":     many(200_000, func(int) string { return "a:" }),
+		"many names":      many(100_000, func(i int) string { return strconv.FormatInt(int64(i)+46656, 36) + ":" }),
+		"a few names":     many(15, func(i int) string { return strconv.Itoa(i) + ":" }),
+	} {
+		req, err := http.ReadRequest(bufio.NewReader(strings.NewReader("GET / HTTP/1.1\nHost: a\n" + lines + "\n")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		const copies, around = 5, 512 // bytes of a capture itself
+		held := make([]*capture, copies)
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.GC() // what pools had
+		runtime.ReadMemStats(&before)
+		texts := int64(0)
+		for i := range held {
+			held[i] = &capture{uri: req.RequestURI, header: req.Header.Clone()}
+			weigh(held[i])
+			texts += held[i].texts
+		}
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		if took := int64(after.HeapAlloc) - int64(before.HeapAlloc) - copies*around; texts < took {
+			t.Errorf("%s: %d copies weigh %d bytes; want at least the %d that they take", name, copies, texts, took)
+		}
+		runtime.KeepAlive(held)
+	}
 }
 
 func TestIdlePipelineSleeps(t *testing.T) {

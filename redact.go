@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // What may happen to a header or query parameter, as in Traefik's access log, plus
@@ -49,8 +50,9 @@ func headerFields(set *settings, header http.Header) (fields, agent, id string) 
 	agent = "" // Yaegi leaves what the call before left there
 	id = ""
 	out := make(map[string][]string, len(header))
+	eager := learns(set.names)
 	for name, values := range header {
-		redactOther(set, out, name, values)
+		redactOther(set, out, name, values, eager)
 	}
 	if values := out["user-agent"]; len(values) > 0 {
 		agent = values[0]
@@ -81,13 +83,13 @@ func cookieFields(set *settings, jar *http.Request) string {
 // redactOther puts one name of a header into out as it may leave: in lower case, every
 // value, in order, and Cookie not at all. Another middleware may have written a name in
 // its own way, so that one name may be there twice.
-func redactOther(set *settings, out map[string][]string, name string, values []string) {
+func redactOther(set *settings, out map[string][]string, name string, values []string, eager bool) {
 	canonical := http.CanonicalHeaderKey(name)
 	mode := set.headerModes[canonical]
 	if mode == "" {
 		mode = set.headerDefault
 	}
-	if canonical == name && canonical != "Cookie" && validHeaderName(name) {
+	if eager && canonical == name && canonical != "Cookie" && validHeaderName(name) {
 		learn(set.names, name, mode)
 	}
 	if mode == modeDrop || len(values) == 0 { // none is how a handler keeps a proxy from adding the header
@@ -101,11 +103,12 @@ func redactOther(set *settings, out map[string][]string, name string, values []s
 }
 
 // nameTable remembers the names of headers, and how a header that has no others becomes
-// JSON. Workers read and extend it; clients who make names up do not fill more than it
-// takes.
+// JSON. Workers read and extend it. Clients who make names up do not fill more than it
+// takes, nor keep others out for long: a full one is begun anew once a minute.
 type nameTable struct {
 	known atomic.Value // *knownNames, replaced as a whole
 	mu    sync.Mutex   // held while it is replaced
+	begun time.Time    // when it was empty
 }
 
 type knownNames struct {
@@ -117,8 +120,9 @@ type knownNames struct {
 }
 
 const (
-	mostNames = 256
-	hashed    = "hashed"
+	mostNames   = 256
+	longestName = 64
+	hashed      = "hashed"
 )
 
 // jsonEscapes are for what may not stand in a JSON text as it is; a header has no line
@@ -136,7 +140,7 @@ func escapesOf() []string {
 }
 
 func newNameTable() *nameTable {
-	t := &nameTable{}
+	t := &nameTable{begun: time.Now()}
 	t.known.Store(knowing(map[string]string{}))
 	return t
 }
@@ -164,16 +168,29 @@ func knowing(modes map[string]string) *knownNames {
 	return k
 }
 
+// learns says whether there may be room for a name.
+func learns(t *nameTable) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	known, _ := t.known.Load().(*knownNames)
+	return len(known.modes) < mostNames || time.Since(t.begun) >= time.Minute
+}
+
 func learn(t *nameTable, name, mode string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	known, _ := t.known.Load().(*knownNames)
-	if known.modes[name] != "" || len(known.modes) >= mostNames {
+	full := len(known.modes) >= mostNames
+	if known.modes[name] != "" || len(name) > longestName || full && time.Since(t.begun) < time.Minute {
 		return
 	}
 	more := make(map[string]string, len(known.modes)+1)
-	for k, v := range known.modes {
-		more[k] = v
+	if full {
+		t.begun = time.Now()
+	} else {
+		for k, v := range known.modes {
+			more[k] = v
+		}
 	}
 	more[name] = mode
 	t.known.Store(knowing(more))

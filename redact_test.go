@@ -6,6 +6,7 @@ import (
 	"sort"
 	"strings"
 	"testing"
+	"time"
 )
 
 // queryOf is the query that leaves, nil for none.
@@ -156,6 +157,23 @@ func TestMadeUpHeaderNamesFillNothing(t *testing.T) {
 	known, _ := p.set.names.known.Load().(*knownNames)
 	if got := len(known.modes); got != mostNames {
 		t.Errorf("got %d names remembered; want %d", got, mostNames)
+	}
+	for name := range known.modes {
+		if len(name) > longestName {
+			t.Errorf("got %s remembered; want no name of more than %d bytes", name, longestName)
+		}
+	}
+	// A minute later there is room for others.
+	for _, c := range []struct {
+		age  time.Duration
+		want string
+	}{{time.Minute - time.Second, ""}, {time.Minute, modeKeep}} {
+		p.set.names.begun = time.Now().Add(-c.age)
+		eventFrom(t, p, &capture{set: p.set, method: "GET", uri: "/", proto: "HTTP/1.1", header: http.Header{"Accept": {"*/*"}}})
+		known, _ = p.set.names.known.Load().(*knownNames)
+		if got := known.modes["Accept"]; got != c.want {
+			t.Errorf("%v after the names were begun: got %q for Accept; want %q", c.age, got, c.want)
+		}
 	}
 }
 

@@ -73,13 +73,52 @@ func hasTrailer(header http.Header) bool {
 func isTrailer(name string) bool { return strings.HasPrefix(name, http.TrailerPrefix) }
 
 // Names of fields in the ResponseWriters of net/http, Traefik, what Yaegi makes of an
-// interpreted one, and that of this file: of the status, and of the one inside. In codes,
-// 200 is also what is there before anything was answered.
+// interpreted one, httptest, and that of this file: of the status, and of the one inside. In
+// codes, 200 is also what is there before anything was answered.
 var (
 	statuses = []string{"status", "Xstatus"}
-	codes    = []string{"statusCode", "code"}
+	codes    = []string{"statusCode", "code", "Code"}
 	inner    = []string{"rw", "ResponseWriter", "responseWriter", "rws", "w", "IValue", "Xrw"}
 )
+
+// shape is where a type of ResponseWriter has these fields: the ways to them, nil where
+// there is none. Searching a type for names costs more than all else here.
+type shape struct {
+	status, code, conn, next []int
+	last                     bool // whether it answers 200 if the handler wrote nothing
+	retry                    bool // whether it may be Traefik's retry
+}
+
+// shapes are those of the types that were seen, *shape by reflect.Type.
+var shapes sync.Map
+
+func shapeOf(t reflect.Type) *shape {
+	known, _ := shapes.Load(t)
+	if s, ok := known.(*shape); ok {
+		return s
+	}
+	s := &shape{}
+	s.status, _ = wayTo(t, statuses)
+	s.code, _ = wayTo(t, codes)
+	s.conn, _ = wayTo(t, []string{"conn"})
+	name := ""
+	s.next, name = wayTo(t, inner)
+	recorded, _ := wayTo(t, []string{"HeaderMap"}) // httptest's
+	s.last = s.status != nil || recorded != nil && s.code != nil
+	s.retry = s.status == nil && s.code == nil && name == "responseWriter"
+	shapes.Store(t, s)
+	return s
+}
+
+// wayTo is the way to the first of some fields that there is, with its name.
+func wayTo(t reflect.Type, names []string) ([]int, string) {
+	for _, name := range names {
+		if f, ok := t.FieldByName(name); ok {
+			return f.Index, name
+		}
+	}
+	return nil, ""
+}
 
 // statusOf reads the status that was sent out of the ResponseWriter, which has no method
 // for it: the outermost one that kept it says what it was. These are private names, so it
@@ -96,25 +135,25 @@ func statusOf(rw http.ResponseWriter, returned bool) int {
 		if v.Kind() != reflect.Struct {
 			break
 		}
-		status := numberIn(v, statuses)
-		code := numberIn(v, codes)
-		found = found || status >= 0
+		s := shapeOf(v.Type())
+		status := numberAt(v, s.status)
+		code := numberAt(v, s.code)
+		found = found || s.last
 		if isFinal(status) {
 			return status
 		}
 		if isFinal(code) && code != http.StatusOK {
 			return code
 		}
-		if status == 0 && wasHijacked(v) {
+		if status == 0 && s.conn != nil && wasHijacked(v.FieldByIndex(s.conn)) {
 			return http.StatusSwitchingProtocols
 		}
-		name := nameIn(v, inner)
-		if name == "" {
+		if s.next == nil {
 			break
 		}
 		// Traefik's retry does not pass on what it will not send, and keeps no status.
-		withheld = withheld || status < 0 && code < 0 && name == "responseWriter"
-		v = v.FieldByName(name)
+		withheld = withheld || s.retry
+		v = v.FieldByIndex(s.next)
 	}
 	if found && !withheld && returned {
 		return http.StatusOK // what net/http sends for a handler that wrote nothing
@@ -125,27 +164,17 @@ func statusOf(rw http.ResponseWriter, returned bool) int {
 // isFinal says whether a status ends a response's header: others may come after it.
 func isFinal(status int) bool { return status >= 200 || status == http.StatusSwitchingProtocols }
 
-// numberIn is the first of some fields that there is, or -1.
-func numberIn(v reflect.Value, names []string) int {
-	if name := nameIn(v, names); name != "" && v.FieldByName(name).CanInt() {
-		return int(v.FieldByName(name).Int())
+// numberAt is the number in a field, or -1 if there is none.
+func numberAt(v reflect.Value, way []int) int {
+	if way == nil || !v.FieldByIndex(way).CanInt() {
+		return -1
 	}
-	return -1
-}
-
-func nameIn(v reflect.Value, names []string) string {
-	for _, name := range names {
-		if v.FieldByName(name).IsValid() {
-			return name
-		}
-	}
-	return ""
+	return int(v.FieldByIndex(way).Int())
 }
 
 // wasHijacked says whether net/http's response gave away its connection.
-func wasHijacked(response reflect.Value) bool {
-	conn := response.FieldByName("conn")
-	if !conn.IsValid() || conn.Kind() != reflect.Pointer || conn.IsNil() || conn.Elem().Kind() != reflect.Struct {
+func wasHijacked(conn reflect.Value) bool {
+	if conn.Kind() != reflect.Pointer || conn.IsNil() || conn.Elem().Kind() != reflect.Struct {
 		return false
 	}
 	f := conn.Elem().FieldByName("hijackedv")

@@ -369,6 +369,24 @@ func TestStatusThatWasNotSentIsAbsent(t *testing.T) {
 	}
 }
 
+// A handler that is called without a server, as tests of middlewares do.
+func TestStatusOfARecorder(t *testing.T) {
+	for _, mode := range []string{"status", "headers", "body"} {
+		p := stillPipeline(t, opts{"captureResponse": mode})
+		for want, next := range map[int]http.HandlerFunc{
+			200: func(http.ResponseWriter, *http.Request) {},
+			201: func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusCreated) },
+			404: http.NotFound,
+		} {
+			newMirror(next, p.set, []*pipeline{p}).ServeHTTP(httptest.NewRecorder(), get("/"))
+			c := <-p.queue
+			if got := responseOf(t, encode(p, c, &delivery{})); got == nil || got.Status == nil || *got.Status != want {
+				t.Errorf("%s: got response %+v; want status %d", mode, got, want)
+			}
+		}
+	}
+}
+
 func TestUnannouncedTrailersAreNotTheHeader(t *testing.T) {
 	for _, mode := range []string{"headers", "body"} {
 		p := stillPipeline(t, opts{"captureResponse": mode})

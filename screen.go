@@ -4,6 +4,7 @@ import (
 	"math/rand"
 	"net/http"
 	"strings"
+	"time"
 )
 
 // Not every request is mirrored, nor simply passed on: what is here stands before
@@ -57,7 +58,7 @@ func wanted(m *Mirror, req *http.Request) bool {
 	set := m.set
 	filtered := set.methods != nil && !set.methods[req.Method] || req.Header[markerHeader] != nil && isDelivery(req)
 	if !filtered && (set.includePaths != nil || set.excludePaths != nil) {
-		path := pathOf(req.RequestURI)
+		path := pathOf(targetOf(req))
 		filtered = set.includePaths != nil && !set.includePaths.MatchString(path) ||
 			set.excludePaths != nil && set.excludePaths.MatchString(path)
 	}
@@ -164,6 +165,7 @@ func mirrorAtEnd(w *watched) {
 		finish(w.m, w.req, c)
 		return
 	}
+	c.over = time.Now()
 	offerScreened(w.m, c)
 }
 

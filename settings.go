@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"sort"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -21,6 +22,7 @@ type settings struct {
 	config  *Config // as it was written, to be read again when a secret's file has changed
 	enabled bool
 	strict  bool
+	guards  bool // a mistake must not open what authenticate is to check
 
 	metricsPath string            // empty: none
 	files       map[string]string // what was in the files of the delivery's secrets, by path
@@ -112,7 +114,18 @@ func readSettingsBefore(config *Config, name string, before map[string]string) (
 		return s, nil, nil
 	}
 	sort.Strings(r.problems)
-	return s, r.problems, r.unknown()
+	unknown = r.unknown()
+	s.strict = s.strict || s.guards && (len(r.problems) > 0 || anyBegins(unknown, "authenticate."))
+	return s, r.problems, unknown
+}
+
+func anyBegins(texts []string, prefix string) bool {
+	for _, text := range texts {
+		if strings.HasPrefix(strings.ToLower(text), prefix) {
+			return true
+		}
+	}
+	return false
 }
 
 // readOptions reads every option there is.

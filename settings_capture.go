@@ -161,7 +161,7 @@ func readAuthentication(r *reader, s *settings) {
 	problems := len(r.problems)
 	a.reject = r.choice("authenticate.onFailure", "skip", "skip", "reject") == "reject"
 	if a.reject || len(r.problems) > problems {
-		s.strict = true // a mistake must not open what is to be checked
+		s.guards = true
 	}
 	secrets, given := r.list("authenticate.secrets", "[]")
 	for i, item := range secrets {

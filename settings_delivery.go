@@ -93,9 +93,9 @@ const mostAdaptive = 32
 func readDelivery(r *reader, s *settings) {
 	s.batchEvents = r.integer("batch.maxEvents", 1, 1, 10000)
 	s.batchSize = int(r.size("batch.maxSize", "1Mi", 1<<10, 64<<20))
-	s.flushInterval = r.duration("batch.flushInterval", "200ms", time.Millisecond, time.Minute)
+	s.flushInterval = r.duration("batch.flushInterval", "200ms", time.Millisecond, time.Hour)
 	s.gzip = r.choice("compression", "none", "none", "gzip") == "gzip"
-	s.maxEventSize = int(r.size("maxEventSize", off, 4<<10, 1<<30))
+	s.maxEventSize = int(r.size("maxEventSize", off, 1<<10, 1<<30))
 	s.memoryLimit = r.size("memoryLimit", "64Mi", 1, 1<<40)
 	s.queueSize = r.integer("queueSize", 1000, 1, 1000000)
 	s.dropOldest = r.choice("overflow", "dropNewest", "dropNewest", "dropOldest") == "dropOldest"
@@ -106,11 +106,11 @@ func readDelivery(r *reader, s *settings) {
 	}
 	s.timeout = r.duration("timeout", "5s", time.Millisecond, 10*time.Minute)
 	s.maxAge = r.duration("maxAge", "60s", time.Millisecond, 24*time.Hour)
-	s.attempts = r.integer("retry.attempts", 3, 1, 100)
+	s.attempts = r.integer("retry.attempts", 3, 1, 1000)
 	s.initialInterval = r.duration("retry.initialInterval", "100ms", time.Millisecond, time.Hour)
 	s.maxInterval = r.duration("retry.maxInterval", "5s", time.Millisecond, time.Hour)
 	s.failures = r.integer("circuitBreaker.failures", 10, 0, 10000)
-	s.openFor = r.duration("circuitBreaker.openFor", "10s", time.Millisecond, time.Hour)
+	s.openFor = r.duration("circuitBreaker.openFor", "10s", time.Millisecond, 24*time.Hour)
 	s.reportInterval = r.duration("reportInterval", "60s", 0, 24*time.Hour)
 	s.drainTimeout = r.duration("drainTimeout", "5s", 0, 10*time.Minute)
 }

@@ -23,7 +23,7 @@ func staff(p *pipeline) {
 		go work(p)
 	}
 	p.short = p.running < p.allowed
-	p.room = backlog
+	p.room = p.set.queueSize
 	if p.short {
 		p.room = p.idle
 	}

@@ -258,8 +258,10 @@ type event struct {
 				Cookie map[string][]string `json:"cookie"`
 				Body   *wireBody           `json:"body"`
 			} `json:"request"`
+			Response json.RawMessage `json:"response"` // responseOf reads it
 		} `json:"http"`
-		URL struct {
+		Duration json.RawMessage `json:"duration_ms"`
+		URL      struct {
 			Scheme string  `json:"scheme"`
 			Path   string  `json:"path"`
 			Query  *string `json:"query"`

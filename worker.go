@@ -227,7 +227,7 @@ func run(w *worker) {
 					_ = encoder.Encode(whole)
 					room -= len(b.last)
 				}
-				room -= 1 << 10
+				room -= int(c.texts) + aroundTexts
 				// As it goes over the wire, but for what must not leave as it is.
 				_ = c.header.WriteSubset(wire, known.absent)
 				_, _ = wire.WriteString(headerEnd)
@@ -258,7 +258,7 @@ func run(w *worker) {
 				if d.earliest == 0 || us < d.earliest {
 					d.earliest = us // the queue is not in the order of arrival
 				}
-				if b != nil || c.weight > 0 || c.response != nil {
+				if b != nil || c.response != nil {
 					holders = append(holders, c)
 				}
 			}
@@ -321,14 +321,20 @@ func run(w *worker) {
 					d.traceparent = trace
 					trace = set.sampledField + traceField(trace)
 				}
-				key = c.remote + c.proto + c.host
-				from = contexts[key]
-				if from == "" || c.secure != nil || set.trustForwardHeader {
+				if c.secure != nil || set.trustForwardHeader {
 					from = contextFields(set, c)
-					if len(contexts) == mostRemembered {
-						contexts = map[string]string{}
+				} else {
+					key = c.remote + c.proto + c.host
+					from = contexts[key]
+					if from == "" {
+						from = contextFields(set, c)
+						if len(contexts) == mostRemembered {
+							contexts = map[string]string{}
+						}
+						if len(from) <= longest {
+							contexts[key] = from
+						}
 					}
-					contexts[key] = from
 				}
 				method = c.method
 				agent = plains[4*i+1]
@@ -569,13 +575,17 @@ func run(w *worker) {
 		counts.seconds += took
 		counts.delivered += uint64(len(d.events))
 		counts.inFlight -= uint64(len(d.events))
+		for _, c = range d.events {
+			p.headers -= c.weight
+			c.weight = 0
+		}
 		released = 0
 		for _, c = range d.holders {
 			c.settled = true
 			b = c.body
-			if b != nil && c.weight == 0 && c.response == nil && b.cut == "" && b.full == nil && !b.shared && !c.trimmed {
+			if b != nil && c.response == nil && b.cut == "" && b.full == nil && !b.shared && !c.trimmed {
 				released += b.charged // what settleBody does with most bodies
-			} else if b != nil || c.weight > 0 || c.response != nil {
+			} else if b != nil || c.response != nil {
 				settleBody(p, c)
 			}
 		}

@@ -228,6 +228,10 @@ func TestCapture(t *testing.T) {
 			e := c.event()
 			c.eq("path and protocol", e.Path+" "+e.Proto, "/old 1.0")
 		}},
+		{name: "a minor version of HTTP/1 that nobody knows is in the event as it came", want: one, do: func(c *run) {
+			io.Copy(io.Discard, c.raw("GET / HTTP/1.2\r\nHost: a\r\nConnection: close\r\n\r\n"))
+			c.eq("protocol", c.event().Proto, "1.2")
+		}},
 		{name: "a target in absolute form gives its path", want: one, do: func(c *run) {
 			io.Copy(io.Discard, c.raw("GET http://proxied.example/x%2Fy?q=http://z HTTP/1.1\r\nHost: proxied.example\r\nConnection: close\r\n\r\n"))
 			e := c.event()

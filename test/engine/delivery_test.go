@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -157,15 +158,15 @@ func TestDelivery(t *testing.T) {
 			c.settled()
 			c.eq("waited for nothing", time.Since(start) < time.Second, true)
 		}},
-		{name: "a Retry-After that overflows is only long", answers: statuses(503), want: "seen=2 enqueued=2 failed.expired=2", do: func(c *run) {
+		{name: "a Retry-After that overflows is only long", config: "maxAge: 500ms", answers: statuses(503), want: "seen=2 enqueued=2 failed.expired=2", do: func(c *run) {
 			c.recv.mu.Lock()
 			c.recv.script = []answer{{status: 503, after: "99999999999999999999"}}
 			c.recv.mu.Unlock()
 			c.get("/1")
 			c.settled()
-			c.get("/2")
+			c.get("/2") // waits for as long as it may, and then asks again
 			c.settled()
-			c.eq("attempts", len(c.recv.deliveries()), 1)
+			c.eq("attempts", len(c.recv.deliveries()), 2)
 		}},
 		{name: "the certificate of the receiver is verified", secure: true, config: "retry: {attempts: 1}", want: "seen=1 enqueued=1 failed.network_error=1", do: func(c *run) { c.get("/") }},
 		{name: "tls.insecureSkipVerify does not verify it, and HTTP/2 is used where it is offered", secure: true, config: "tls: {insecureSkipVerify: true}", want: one, do: func(c *run) {
@@ -204,6 +205,16 @@ func TestDelivery(t *testing.T) {
 			c.eq("held are the bytes of two bodies", l.Held <= 2*26+200, true)
 			c.recv.release()
 			c.eq("sequence", sequence(c.events(3)), "1 5 6")
+		}},
+		{name: "headers are bounded by what they take, not by what they say", config: "{workers: 1, queueSize: 100}", answers: []answer{{hang: true}}, want: "seen=5 dropped.memory=4 enqueued=1 delivered=1", do: func(c *run) {
+			c.get("/1")
+			c.attempts(1)
+			for range 4 { // each of 60,000 empty values, which are a quarter of a megabyte on the wire, and one in memory
+				io.Copy(io.Discard, c.raw("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"+strings.Repeat("a:\r\n", 60_000)+"\r\n"))
+			}
+			c.passed()
+			c.recv.release()
+			c.eq("delivered", c.event().Path, "/1")
 		}},
 		{name: "memory is bounded in bytes over all that waits, events go out without body", config: "{workers: 1, memoryLimit: 100Ki, queueSize: 100}", answers: []answer{{hang: true}},
 			want: "seen=20 enqueued=20 delivered=20 truncated.memory=", do: func(c *run) {

@@ -142,6 +142,8 @@ func TestParseAcceptsWhatTheContractAllows(t *testing.T) {
 		{"not looked at, length unknown", body1, obj{"truncated": true, "truncated_reason": "disabled"}},
 		{"a request without any header", "data.http.request.header", obj{}},
 		{"an extension method", "data.http.request.method", "M-SEARCH"},
+		{"a method that only HTTP/2 lets through", "data.http.request.method", "GE T"},
+		{"a minor version that a client made up", "data.network.protocol.version", "1.2"},
 		{"a header name with every token character", "data.http.request.header", obj{"!#$%&'*+-.^_`|~09az": []string{""}}},
 		{"an IPv6 peer on a unix socket, without port", "data.network.peer", obj{"address": "2001:db8::1"}},
 		{"a request that names no host, as HTTP/1.0 may", "data.server", nil},
