@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	link    = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	link    = regexp.MustCompile(`\]\(([^)\s]+)\)|\b(?:src|srcset)="([^"]+)"`)
 	heading = regexp.MustCompile(`(?m)^#{1,6} (.+)$`)
 	code    = regexp.MustCompile("(?s)```.*?```|`[^`\n]*`")
 )
@@ -26,7 +26,7 @@ func TestLinksLeadSomewhere(t *testing.T) {
 			continue
 		}
 		for _, found := range link.FindAllStringSubmatch(code.ReplaceAllString(p.text, ""), -1) {
-			target := found[1]
+			target := found[1] + found[2]
 			absolute := strings.HasPrefix(target, blob) || strings.HasPrefix(target, tree)
 			if p.name == "README.md" && !strings.Contains(target, "://") {
 				t.Errorf("README.md: %s: a relative link, which leads nowhere in the catalog", target)

@@ -2,6 +2,8 @@ package kubernetes
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -90,6 +92,62 @@ func TestTheShippedManifests(t *testing.T) {
 	}
 }
 
+// TestTheMetricsOfAPod reads the counters where podmonitor.yaml has the Prometheus Operator
+// read them, and not from outside. The operator itself is not here: the monitor is held
+// against the pods.
+func TestTheMetricsOfAPod(t *testing.T) {
+	needSandbox(t)
+	site(t, "apps", "blog")
+	for _, file := range []string{"secret.yaml", ".", "metrics.yaml"} {
+		apply(t, shipped(t, file)...)
+	}
+	runDeployment(t, "apps", "receiver")
+	traefik := installed(t, "traefik")
+	awaitRoute(t, "blog.example.com")
+
+	var monitor struct {
+		Metadata meta.ObjectMeta
+		Spec     struct {
+			Selector            meta.LabelSelector
+			PodMetricsEndpoints []struct{ Port, Path string }
+		}
+	}
+	text, err := os.ReadFile(filepath.Join(examples, "podmonitor.yaml"))
+	if err == nil {
+		err = yaml.Unmarshal(text, &monitor)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := deployment(t, shipped(t, "traefik/deployment.yaml"))
+	for label, value := range monitor.Spec.Selector.MatchLabels {
+		if d.Spec.Template.Labels[label] != value {
+			t.Errorf("the pods of Traefik have not the label %s=%s", label, value)
+		}
+	}
+	if monitor.Metadata.Namespace != d.Namespace || len(monitor.Spec.PodMetricsEndpoints) != 1 {
+		t.Fatalf("got %+v; want one endpoint, in the namespace %s", monitor, d.Namespace)
+	}
+	endpoint := monitor.Spec.PodMetricsEndpoints[0]
+	await(t, "the metrics", func() (bool, any) {
+		res, err := plain.Get("http://127.0.0.1:" + port(endpoint.Port, traefik.spec.Containers[0]) + endpoint.Path)
+		if err != nil {
+			return false, err
+		}
+		defer res.Body.Close()
+		content, err := io.ReadAll(res.Body)
+		return err == nil && res.StatusCode == http.StatusOK &&
+			strings.Contains(string(content), `requestmirror_requests_seen_total{middleware="apps-request-mirror@kubernetescrd"`), res.Status
+	})
+	if status, answer, err := post("blog.example.com", endpoint.Path, ""); err != nil || answer != "the site" {
+		t.Errorf("from outside: got %d %q %v; want the site's answer", status, answer, err)
+	}
+	service := only(t, shipped(t, "traefik/service.yaml"), "Service")
+	if ports := fmt.Sprint(service.Object["spec"].(map[string]any)["ports"]); strings.Contains(ports, endpoint.Port) {
+		t.Errorf("the Service has the port %s: %s", endpoint.Port, ports)
+	}
+}
+
 // TestTheReceiverRefusesWhatIsNotSigned shows that the test above proves signatures.
 func TestTheReceiverRefusesWhatIsNotSigned(t *testing.T) {
 	needSandbox(t)
@@ -114,6 +172,7 @@ func TestEveryShippedFileIsUsed(t *testing.T) {
 	used := map[string]bool{}
 	for _, name := range []string{
 		"secret.yaml", "secret-for-files.yaml", "middleware.yaml", "middleware-secret-file.yaml", "receiver.yaml", "ingress.yaml", "ingressroute.yaml", "httproute.yaml",
+		"metrics.yaml", "podmonitor.yaml",
 	} {
 		used[name] = true
 	}

@@ -407,6 +407,6 @@ func TestTheScrapeConfigurationReadsTheAlertsFromTheFileThatIsThere(t *testing.T
 	}
 	readExample(t, config.RuleFiles[0])
 	if job := config.ScrapeConfigs[0]; job.MetricsPath != "/metrics" || job.JobName == "" {
-		t.Errorf("got %+v; want a job for /metrics, the path of README.md", job)
+		t.Errorf("got %+v; want a job for /metrics, the path of monitor-the-mirror.md", job)
 	}
 }
