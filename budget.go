@@ -42,10 +42,11 @@ func newBudget(memoryLimit int64) *budget {
 const (
 	perPlace      = 4 << 10
 	largestHeader = 1 << 20
+	noRoomAtAll   = 1 << 40
 )
 
-func mostHeaders(queueSize int) int64 {
-	n := int64(queueSize) * perPlace
+func mostHeaders(queueSize int) int {
+	n := queueSize * perPlace
 	if n < largestHeader {
 		n = largestHeader
 	}
@@ -64,53 +65,59 @@ func charge(b *budget, n int64) bool {
 // What the texts of a header are kept in takes more than they do: a name its place in a map,
 // and a value the string that says where it is.
 const (
-	perName   = 128      // bytes
-	perValue  = 16       // bytes
-	fewValues = 1 << 10  // bytes of texts in which there cannot be many values
-	mostScale = 64 << 10 // bytes of a buffer that is kept
+	perName  = 128 // bytes
+	perValue = 16
+	unusual  = 16 << 10 // bytes from which on values are counted, too
 )
 
 // scales are buffers to weigh headers with. Items are *bytes.Buffer.
-var scales sync.Pool
-
-var lineFeed = []byte("\n")
+var scales = sync.Pool{New: func() interface{} { return &bytes.Buffer{} }}
 
 // weigh sets what the capture's texts take. Every event is weighed, because a header of a
 // megabyte may have 300,000 values; by a call of compiled code, because a loop would cost the
 // request path more than all the rest.
 func weigh(c *capture) {
-	scale, _ := scales.Get().(*bytes.Buffer)
-	if scale == nil {
-		scale = &bytes.Buffer{}
-	}
+	scale := scales.Get().(*bytes.Buffer)
 	_ = c.header.Write(scale)
-	names := len(c.header)
+	c.texts = scale.Len() + len(c.header)*perName + len(c.uri) + len(c.host) + len(c.method)
+	scale.Reset()
+	scales.Put(scale)
+	if c.response != nil || c.texts > unusual {
+		weighMore(c)
+	}
+}
+
+// weighMore adds what most events have not.
+func weighMore(c *capture) {
+	if c.texts > unusual && c.texts <= largestHeader {
+		for _, values := range c.header {
+			c.texts += len(values) * perValue
+		}
+	}
 	if c.response != nil {
-		_ = c.response.header.Write(scale)
-		names += len(c.response.header)
+		for name, values := range c.response.header {
+			c.texts += perName + len(name)
+			for _, value := range values {
+				c.texts += perValue + len(value)
+			}
+		}
 	}
-	n := scale.Len()
-	if n > fewValues {
-		n += bytes.Count(scale.Bytes(), lineFeed) * perValue
+	if c.texts > largestHeader {
+		c.texts = noRoomAtAll
 	}
-	if n <= mostScale {
-		scale.Reset()
-		scales.Put(scale)
-	}
-	c.texts = int64(n + names*perName + len(c.uri) + len(c.host) + len(c.method))
 }
 
 // load takes what the capture's texts take, or notes that there is no room for them. The
 // pipeline is locked.
 func load(p *pipeline, c *capture) {
-	c.refused = c.texts > largestHeader || p.headers+c.texts > p.most
-	c.weight = c.texts
-	p.headers += c.weight
+	c.refused = c.texts > p.spare
+	p.spare -= c.texts
 }
 
 // discharge gives back all that the capture holds. The pipeline is locked.
 func discharge(p *pipeline, c *capture) {
-	p.headers -= c.weight
+	p.spare += c.texts
+	c.texts = 0
 	p.bodies -= c.held
 	if c.encoded > 0 {
 		atomic.AddInt64(&p.budget.held, -c.encoded)

@@ -34,7 +34,6 @@ type pipeline struct {
 	born   time.Time
 	origin string // of its events, as in their JSON
 	form   string // of its events' numbers
-	most   int64  // bytes that headers may take
 
 	// queue has room for set.queueSize events and two notices to look up (nil): that
 	// the pipeline is retired, and that a report is due. Only who holds the ledger's
@@ -67,7 +66,7 @@ type pipeline struct {
 	short     bool         // whether there could be more workers; room is then what idle ones can take
 	sequence  uint64       // of the last event offered
 	bodies    int64        // bytes of shared bodies that it holds
-	headers   int64        // what request lines and headers of its events take
+	spare     int          // bytes that request lines and headers may still take
 	running   int          // workers
 	allowed   int          // workers that there may be now
 	idle      int          // workers that wait for work
@@ -92,7 +91,7 @@ func newPipeline(set *settings, to target, l *ledger, budget *budget, boot int64
 	}
 	p.origin = fmt.Sprintf(originForm, quote(set.source))
 	p.form = fmt.Sprintf(numbersForm, p.boot)
-	p.most = mostHeaders(set.queueSize)
+	p.spare = mostHeaders(set.queueSize)
 	p.queue = make(chan *capture, set.queueSize+2)
 	p.shut = make(chan struct{}, 1)
 	life, endLife := context.WithCancel(context.Background())
@@ -165,15 +164,11 @@ func share(b *body, holders int) {
 // holds its share of them already.
 func offerShare(p *pipeline, c *capture) {
 	if !takes(p) && dropEarly(p, false) {
-		p.mu.Lock()
-		discharge(p, c)
-		p.mu.Unlock()
+		letGo(c)
 		return
 	}
 	if charged := chargedFor(c); charged > 0 && !takeShare(p, c, charged) {
-		p.mu.Lock()
-		discharge(p, c)
-		p.mu.Unlock()
+		letGo(c)
 		if c.set.format == formatRequest {
 			dropCut(p, cutMemory)
 			return
@@ -227,9 +222,8 @@ func offer(p *pipeline, c *capture) {
 		weigh(c)
 	}
 	p.mu.Lock()
-	if len(p.queue) < p.room && p.headers+c.texts <= p.most && c.texts <= largestHeader {
-		c.weight = c.texts
-		p.headers += c.texts
+	if len(p.queue) < p.room && c.texts <= p.spare {
+		p.spare -= c.texts
 		p.sequence++
 		c.sequence = p.sequence
 		p.queue <- c

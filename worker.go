@@ -227,7 +227,7 @@ func run(w *worker) {
 					_ = encoder.Encode(whole)
 					room -= len(b.last)
 				}
-				room -= int(c.texts) + aroundTexts
+				room -= c.texts + aroundTexts
 				// As it goes over the wire, but for what must not leave as it is.
 				_ = c.header.WriteSubset(wire, known.absent)
 				_, _ = wire.WriteString(headerEnd)
@@ -576,8 +576,8 @@ func run(w *worker) {
 		counts.delivered += uint64(len(d.events))
 		counts.inFlight -= uint64(len(d.events))
 		for _, c = range d.events {
-			p.headers -= c.weight
-			c.weight = 0
+			p.spare += c.texts
+			c.texts = 0
 		}
 		released = 0
 		for _, c = range d.holders {

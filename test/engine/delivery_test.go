@@ -158,12 +158,14 @@ func TestDelivery(t *testing.T) {
 			c.settled()
 			c.eq("waited for nothing", time.Since(start) < time.Second, true)
 		}},
-		{name: "a Retry-After that overflows is only long", config: "maxAge: 500ms", answers: statuses(503), want: "seen=2 enqueued=2 failed.expired=2", do: func(c *run) {
+		{name: "a Retry-After that overflows is only long", config: "maxAge: 1s", answers: statuses(503), want: "seen=2 enqueued=2 failed.expired=2", do: func(c *run) {
 			c.recv.mu.Lock()
 			c.recv.script = []answer{{status: 503, after: "99999999999999999999"}}
 			c.recv.mu.Unlock()
 			c.get("/1")
 			c.settled()
+			begun := time.Now()
+			c.until("the first pause is a good part over", func() bool { return time.Since(begun) > 400*time.Millisecond })
 			c.get("/2") // waits for as long as it may, and then asks again
 			c.settled()
 			c.eq("attempts", len(c.recv.deliveries()), 2)
