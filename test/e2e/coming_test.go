@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/hmac"
@@ -12,13 +11,11 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 
 	"github.com/opencommit/requestmirror/test/event"
@@ -374,60 +371,6 @@ func TestComingFromHAProxySPOE(t *testing.T) {
 	}
 }
 
-// usageBoard runs examples/usage and returns the base of its URL.
-func usageBoard(t *testing.T, secret string) string {
-	t.Helper()
-	root, err := lab.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin := filepath.Join(t.TempDir(), "usage")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin, ".")
-	build.Dir = filepath.Join(root, "examples", "usage")
-	build.Env = append(os.Environ(), "GOWORK=off")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build examples/usage: %v\n%s", err, out)
-	}
-	cmd := exec.Command(bin, "-listen", "127.0.0.1:0", "-depth", "2")
-	cmd.Env = []string{"SIGNING_SECRETS=" + secret}
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var log strings.Builder
-	ended := make(chan struct{})
-	address := make(chan string, 1)
-	go func() {
-		defer close(ended)
-		for lines := bufio.NewScanner(stderr); lines.Scan(); {
-			log.WriteString(lines.Text() + "\n")
-			if at := listening.FindStringSubmatch(lines.Text()); at != nil {
-				address <- at[1]
-			}
-		}
-	}()
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		<-ended
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("examples/usage ended with %v; log:\n%s", err, log.String())
-		}
-	})
-	select {
-	case at := <-address:
-		return "http://" + at
-	case <-ended:
-	case <-soon(t).Done():
-	}
-	t.Fatal("examples/usage does not listen")
-	return ""
-}
-
-var listening = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
-
 // usage is what the receiver shows.
 type usage struct {
 	Requests int64
@@ -458,7 +401,7 @@ func usageAt(ctx context.Context, url string) (u usage, err error) {
 func TestComingFromGitHubProxy(t *testing.T) {
 	t.Parallel()
 	const secret, key = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYqr", "a long random text"
-	board := usageBoard(t, secret)
+	board := startExample(t, "usage", secret, "-listen", "127.0.0.1:0", "-depth", "2").url
 	page := pageYAML(t, "coming-from-github-proxy.md", 0)
 	var instances []*site
 	for range 2 {
