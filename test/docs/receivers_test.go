@@ -51,15 +51,75 @@ func TestTheReceiversOnThePage(t *testing.T) {
 			}
 			t.Setenv("MIRROR_SECRET", aSecret)
 			receiver := start(t, dir, command, program.file)
-			eventually(t, "the receiver to listen", func() bool {
-				conn, err := net.Dial("tcp", "127.0.0.1:"+port)
-				if err == nil {
-					_ = conn.Close()
-				}
-				return err == nil
-			})
+			awaitListener(t, port)
 			checkReceiverOfAPage(t, port, receiver)
 		})
+	}
+}
+
+// TestTheReceiverInGoOnThePage likewise. It looks at nothing but the signature, so what is
+// packed is good, too.
+func TestTheReceiverInGoOnThePage(t *testing.T) {
+	text := ""
+	for _, p := range pages(t) {
+		for _, b := range p.blocks {
+			if b.page == "docs/how-to/verify-signatures.md" && strings.Contains(b.text, "standardwebhooks.NewWebhook") {
+				text = b.text
+			}
+		}
+	}
+	if !strings.Contains(text, `":9000"`) {
+		t.Fatalf("got no program that listens on :9000 on the page; want one:\n%s", text)
+	}
+	port := freePorts(t, "9000")["9000"]
+	dir := t.TempDir()
+	name, program := filepath.Join(dir, "main.go"), filepath.Join(dir, "receiver")
+	if err := os.WriteFile(name, []byte(strings.Replace(text, `":9000"`, `"127.0.0.1:`+port+`"`, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// Here, and not there, as the module of the tests has the library.
+	if out, err := exec.Command("go", "build", "-o", program, name).CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	t.Setenv("MIRROR_SECRET", aSecret)
+	start(t, dir, program)
+	awaitListener(t, port)
+
+	options := map[string]any{"signingSecrets": []string{aSecret}, "compression": "gzip", "batch": map[string]any{"maxEvents": 2, "flushInterval": "20s"}}
+	d := deliverAll(t, options, "", "/first/"+strings.Repeat("long", 1000), "/second")[0]
+	expectStatus(t, port, d, http.StatusNoContent)
+	expectStatus(t, port, changed(d, func(d *delivery) { d.payload[len(d.payload)-2] ^= 1 }), http.StatusUnauthorized)
+	expectStatus(t, port, changed(d, func(d *delivery) { d.header.Del("webhook-signature") }), http.StatusUnauthorized)
+	expectStatus(t, port, signedDelivery(t, strings.Repeat(" ", 8<<20)), http.StatusNoContent)
+	expectStatus(t, port, signedDelivery(t, strings.Repeat(" ", 8<<20+1)), http.StatusRequestEntityTooLarge)
+	breakOff(t, port)
+	expectStatus(t, port, d, http.StatusNoContent)
+}
+
+func awaitListener(t *testing.T, port string) {
+	t.Helper()
+	eventually(t, "the receiver to listen", func() bool {
+		conn, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err == nil
+	})
+}
+
+// breakOff begins uploads, and does not go on, as a client that is killed.
+func breakOff(t *testing.T, port string) {
+	t.Helper()
+	for range 20 {
+		conn, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(conn, "POST /events HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"); err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.(*net.TCPConn).SetLinger(0)
+		_ = conn.Close()
 	}
 }
 
@@ -70,7 +130,7 @@ func checkReceiverOfAPage(t *testing.T, port string, receiver *process) {
 	}
 	printed := func(t *testing.T, line string) {
 		t.Helper()
-		eventually(t, "the receiver to print "+line, func() bool { return strings.Contains(receiver.out.String(), line+"\n") })
+		eventually(t, "the receiver to print "+line, func() bool { return strings.Contains(receiver.out.String(), line) })
 	}
 
 	t.Run("events and batches are read", func(t *testing.T) {
@@ -115,18 +175,7 @@ func checkReceiverOfAPage(t *testing.T, port string, receiver *process) {
 		expectStatus(t, port, signedDelivery(t, `{`), http.StatusUnauthorized) // the libraries parse it, too
 	})
 	t.Run("an upload that is broken off does no harm", func(t *testing.T) {
-		for range 20 {
-			conn, err := net.Dial("tcp", "127.0.0.1:"+port)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := io.WriteString(conn, "POST /events HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"); err != nil {
-				t.Fatal(err)
-			}
-			_ = conn.(*net.TCPConn).SetLinger(0) // as by a client that is killed
-			_ = conn.Close()
-		}
-		// It closes no connection before it has seen that the other side has.
+		breakOff(t, port)
 		expectStatus(t, port, deliverAll(t, signing, "", "/after")[0], http.StatusNoContent)
 		printed(t, "GET /after")
 	})
@@ -223,12 +272,16 @@ func deliverAll(t *testing.T, options map[string]any, until string, paths ...str
 		select {
 		case d := <-got:
 			all = append(all, d)
-			if strings.Contains(string(d.payload), until) {
+			text := d.payload
+			if d.header.Get("Content-Encoding") == "gzip" {
+				text = gunzip(t, text)
+			}
+			if bytes.Contains(text, []byte(until)) {
 				until = ""
 			}
-			seen += max(1, strings.Count(string(d.payload), ".request.v1"))
+			seen += bytes.Count(text, []byte(".request.v1"))
 		case <-late:
-			t.Fatalf("got %d deliveries within 20 s; want all of %q %s", len(all), paths, until)
+			t.Fatalf("got %d deliveries within 20 s; want all of %.50q %s", len(all), paths, until)
 		}
 	}
 	return all
