@@ -50,7 +50,8 @@ func oddMethod(c *comment, _ *memory) string {
 // with a percent sign, as in /api/%63omments.
 var needless = regexp.MustCompile(`(?i)//|/\.{1,2}(/|$)|%(2[de]|3\d|[46][1-9a-f]|[57][\da]|5f|7e)`)
 
-// oddPath: the event has the path as it was sent, so the trick is still to be seen.
+// oddPath: the event has the path as the middleware got it. What Traefik has made plain
+// before, as it does by default, is not to be seen any more.
 func oddPath(c *comment, _ *memory) string {
 	if needless.MatchString(c.path) {
 		return "the path is written as " + cut(c.path)

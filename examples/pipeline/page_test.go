@@ -17,23 +17,26 @@ import (
 	"time"
 )
 
-// TestThePage runs the commands of the page, and compares what is printed.
-func TestThePage(t *testing.T) {
+// blocks are those of a language on the page.
+func blocks(t *testing.T, lang string) (found []string) {
+	t.Helper()
 	page, err := os.ReadFile(filepath.Join(repository, "docs", "how-to", "grow-past-one-machine.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	blocks := func(lang string) (found []string) {
-		for _, b := range regexp.MustCompile("(?ms)^```"+lang+"\n(.*?)^```$").FindAllStringSubmatch(string(page), -1) {
-			found = append(found, b[1])
-		}
-		return found
+	for _, b := range regexp.MustCompile("(?ms)^```"+lang+"\n(.*?)^```$").FindAllStringSubmatch(string(page), -1) {
+		found = append(found, b[1])
 	}
-	commands, printed := blocks("sh"), blocks("text")
+	return found
+}
+
+// TestThePage runs the commands of the page, and compares what is printed.
+func TestThePage(t *testing.T) {
+	commands, printed := blocks(t, "sh"), blocks(t, "text")
 	if len(commands) != 2 || len(printed) != 2 {
 		t.Fatalf("got %d commands, %d texts; want 2, 2", len(commands), len(printed))
 	}
-	if !strings.Contains(commands[0], "SIGNING_SECRETS="+secret+" ") || !strings.Contains(blocks("yaml")[0], secret) {
+	if !strings.Contains(commands[0], "SIGNING_SECRETS="+secret+" ") || !strings.Contains(blocks(t, "yaml")[0], secret) {
 		t.Errorf("got another secret than that of the tests; want %s in the command and in the configuration", secret)
 	}
 

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"regexp"
 	"slices"
 	"sort"
 	"strconv"
@@ -31,18 +32,34 @@ import (
 
 const secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYqr"
 
-// options of a middleware that bridges outages, as on the page.
-func options(watchURL string, more map[string]any) map[string]any {
-	o := map[string]any{
-		"watchURL": watchURL, "signingSecrets": []string{secret}, "strict": true,
-		"trustForwardHeader": true, "headers": map[string]any{"names": map[string]any{"Authorization": "hash"}}, "hashKey": "of the test",
-		"workers": 1, "queueSize": 20000, "maxAge": "5m", "retry": map[string]any{"attempts": 100}, "circuitBreaker": map[string]any{"failures": 0},
-		"maxEventSize": "1000Ki",
+// onThePage is the file for Traefik that the page has, for another receiver, with more
+// options, each a line, and with each odd text replaced by the even one after it.
+func onThePage(t *testing.T, watchURL, more string, replace ...string) string {
+	t.Helper()
+	text := blocks(t, "yaml")[0]
+	replace = append(replace, "http://127.0.0.1:9000/events", watchURL)
+	for i := 0; i < len(replace); i += 2 {
+		if strings.Count(text, replace[i]) != 1 {
+			t.Fatalf("got not once %q on the page; want it in\n%s", replace[i], text)
+		}
 	}
-	for name, value := range more {
-		o[name] = value
+	text = strings.NewReplacer(replace...).Replace(text)
+	before, after, found := strings.Cut(text, "        requestmirror:\n")
+	if !found {
+		t.Fatalf("got no options on the page; want them in\n%s", text)
 	}
-	return o
+	return before + "        requestmirror:\n          strict: true\n" + indent(more) + after
+}
+
+// byToken tells clients by their token, as the page says, or else by the address that
+// they say they have.
+const byToken = `trustForwardHeader: true
+headers: { names: { Authorization: hash } }
+hashKey: of the test
+`
+
+func indent(lines string) string {
+	return regexp.MustCompile(`(?m)^(.)`).ReplaceAllString(lines, "          $1")
 }
 
 // build is what all tests here share.
@@ -72,7 +89,12 @@ func newLab(t *testing.T, servers int) (*lab.Lab, []*lab.Process) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(l.Close)
+	t.Cleanup(func() {
+		if t.Failed() {
+			dump(t, l)
+		}
+		l.Close()
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	all, err := l.StartServers(ctx, servers)
@@ -90,7 +112,6 @@ func startGateway(t *testing.T, l *lab.Lab, args ...string) (*lab.Process, strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { logIfFailed(t, "a gateway", p) })
 	return p, url
 }
 
@@ -102,13 +123,76 @@ func startWorker(t *testing.T, l *lab.Lab, args ...string) *lab.Process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { logIfFailed(t, "a worker", p) })
 	return p
 }
 
-func logIfFailed(t *testing.T, name string, p *lab.Process) {
-	if text := p.Log(); t.Failed() {
-		t.Logf("%s wrote, in its last life\n%s", name, text[max(0, len(text)-3000):])
+// dump tells of the streams, and where the goroutines of gateways and workers are, of
+// which it is the end.
+func dump(t *testing.T, l *lab.Lab) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for _, p := range l.Processes() {
+		_ = p.Signal(syscall.SIGCONT) // or it could not answer
+	}
+	nc, err := stream.Connect(l.NATS, "dump")
+	if err != nil {
+		t.Log("the streams: ", err)
+	} else {
+		defer nc.Close()
+		if js, err := jetstream.New(nc); err == nil {
+			for _, name := range []string{stream.Events, stream.Verdicts} {
+				dumpStream(ctx, t, js, name)
+			}
+		}
+	}
+	for _, p := range l.Processes() {
+		const most = 60_000
+		text := p.Log()
+		if name := p.Name(); name == "gateway" || name == "worker" {
+			_ = p.Signal(syscall.SIGQUIT) // has a program in Go print its goroutines
+			if p.Ended(ctx) {
+				text = p.Log()
+			}
+		} else {
+			text = text[max(0, len(text)-3000):]
+		}
+		t.Logf("%s wrote, in its last life\n%s", p.Name(), text[max(0, len(text)-most):])
+	}
+}
+
+func dumpStream(ctx context.Context, t *testing.T, js jetstream.JetStream, name string) {
+	s, err := js.Stream(ctx, name)
+	if err != nil {
+		t.Logf("stream %s: %v", name, err)
+		return
+	}
+	asJSON := func(v any) string {
+		raw, _ := json.Marshal(v)
+		return string(raw)
+	}
+	// With the first and the last of each partition; not with each verdict.
+	filter := stream.Key("cursor", ">")
+	if name == stream.Events {
+		filter = "events.>"
+	}
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(filter))
+	t.Logf("stream %s: %s, %v", name, asJSON(info), err)
+	consumers := s.ListConsumers(ctx)
+	for c := range consumers.Info() {
+		t.Logf("consumer of %s: %s", name, asJSON(c))
+	}
+	if err := consumers.Err(); err != nil {
+		t.Logf("consumers of %s: %v", name, err)
+	}
+	if name == stream.Verdicts {
+		for p := range stream.Partitions {
+			m, err := s.GetLastMsgForSubject(ctx, stream.Key("cursor", strconv.Itoa(p)))
+			if err != nil {
+				t.Logf("cursor %d: %v", p, err)
+				continue
+			}
+			t.Logf("cursor %d: %s", p, m.Data)
+		}
 	}
 }
 
@@ -122,8 +206,9 @@ func aSite(t *testing.T) string {
 	return site.URL
 }
 
-// TestEveryDeliveredEventIsJudgedOnceAndInOrder sends 50,000 requests through two Traefiks,
-// while a server and a worker are killed, and started again.
+// TestEveryDeliveredEventIsJudgedOnceAndInOrder sends 50,000 requests through two Traefiks
+// with the configuration of the page, while a worker joins, a server and another worker are
+// killed and started again, and the one that joined leaves.
 func TestEveryDeliveredEventIsJudgedOnceAndInOrder(t *testing.T) {
 	const (
 		clients = 200 // of each Traefik
@@ -137,17 +222,19 @@ func TestEveryDeliveredEventIsJudgedOnceAndInOrder(t *testing.T) {
 	var traefiks []*traefik
 	for i := range 2 {
 		_, watchURL := startGateway(t, l)
-		traefiks = append(traefiks, startTraefik(t, bin, fmt.Sprintf("edge-%d", i), site, options(watchURL, map[string]any{
-			"batch": map[string]any{"maxEvents": 100}, "compression": []string{"none", "gzip"}[i],
-		})))
+		traefiks = append(traefiks, startTraefik(t, bin, fmt.Sprintf("edge-%d", i), site, onThePage(t, watchURL, byToken)))
 	}
 	workers := []*lab.Process{startWorker(t, l), startWorker(t, l)}
 	js := connect(t, l)
 
 	leader, before := -1, uint64(0)
+	var joined *lab.Process
 	began := time.Now()
 	for round := range rounds {
 		switch round {
+		case rounds / 5:
+			joined = startWorker(t, l)
+			t.Logf("after %s: one more worker", time.Since(began).Round(time.Second))
 		case rounds * 2 / 5:
 			leader = leaderOf(t, js, stream.Events)
 			servers[leader].Kill()
@@ -169,6 +256,11 @@ func TestEveryDeliveredEventIsJudgedOnceAndInOrder(t *testing.T) {
 				}
 			}
 			t.Logf("after %s: both started again", time.Since(began).Round(time.Second))
+		case rounds * 4 / 5:
+			// It ends while the next requests are sent. The others take over what it had.
+			if err := joined.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
 		}
 		aRound(t, traefiks, clients, round*each, each)
 		// The queues of the middlewares are long, and yet not endless.
@@ -177,6 +269,7 @@ func TestEveryDeliveredEventIsJudgedOnceAndInOrder(t *testing.T) {
 		}
 	}
 	t.Logf("after %s: all sent", time.Since(began).Round(time.Second))
+	checkJoined(t, joined)
 
 	var delivered, retried int64
 	for _, tr := range traefiks {
@@ -194,6 +287,20 @@ func TestEveryDeliveredEventIsJudgedOnceAndInOrder(t *testing.T) {
 	verdicts := readVerdicts(t, l).await(t, int(delivered))
 	t.Logf("after %s: all judged; %d events were tried again", time.Since(began).Round(time.Second), retried)
 	checkVerdicts(t, verdicts, delivered, clients*2, rounds*each)
+}
+
+// checkJoined sees to it that a worker that came later, and is told to end, had its part.
+func checkJoined(t *testing.T, p *lab.Process) {
+	t.Helper()
+	if err := p.Stop(); err != nil {
+		t.Errorf("the worker that joined ended with %v; want nothing to complain about", err)
+	}
+	ended := regexp.MustCompile(`ended, (\d+) events judged`).FindStringSubmatch(p.Log())
+	if ended == nil || ended[1] == "0" {
+		t.Errorf("the worker that joined: got %q; want events that it judged", p.Log())
+		return
+	}
+	t.Logf("the worker that joined judged %s events", ended[1])
 }
 
 // aRound has each client send its next requests, one after the other.
@@ -296,28 +403,47 @@ func checkVerdicts(t *testing.T, verdicts []worker.Verdict, delivered int64, cli
 // TestAGatewayThatIsFullIsObeyed has a gateway with room for one delivery, and a stream
 // that stands still, until deliveries were pushed back.
 func TestAGatewayThatIsFullIsObeyed(t *testing.T) {
-	const all = 300
+	const first, all = 40, 300
 	bin := findTraefik(t)
 	l, servers := newLab(t, 1)
-	_, watchURL := startGateway(t, l, "-replicas=1", "-deliveries=1")
+	_, gateway := startGateway(t, l, "-replicas=1", "-deliveries=1")
 	startWorker(t, l, "-replicas=1")
-	tr := startTraefik(t, bin, "edge-0", aSite(t), options(watchURL, map[string]any{"workers": 4, "batch": map[string]any{"maxEvents": 20}}))
+	between := recordBefore(t, gateway)
+	// As on the page, but for more workers, smaller batches, and a circuit that can open.
+	tr := startTraefik(t, bin, "edge-0", aSite(t), onThePage(t, between.url, "metricsPath: /metrics-of-the-mirror\n",
+		"workers: 1", "workers: 4", "maxEvents: 100", "maxEvents: 20", "circuitBreaker:\n            failures: 0\n", ""))
 
 	if err := servers[0].Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	aRound(t, []*traefik{tr}, 20, 0, all/20)
-	await(t, "deliveries to be tried again", time.Minute, func() (bool, any) { got := tr.ledger(t); return got.Retried > 4, got })
-	// One of the four has the room, so everybody else is told to come later.
-	var status int
-	var after string
-	await(t, "429", time.Minute, func() (bool, any) {
-		status, after = postUnsigned(t, watchURL)
-		return status == http.StatusTooManyRequests, status
+	// One of the four workers has the room, and another one is told to come later.
+	aRound(t, []*traefik{tr}, 20, 0, first/20)
+	var known map[string]int // events of deliveries
+	await(t, "the first deliveries to be there, and one to be pushed back", time.Minute, func() (bool, any) {
+		known = map[string]int{}
+		sum := 0
+		got := between.attempts()
+		for _, a := range got {
+			sum += a.events - known[a.id]
+			known[a.id] = a.events
+		}
+		return sum == first && len(pushedBack(got)) > 0, got
 	})
-	if after != "1" {
-		t.Errorf("Retry-After: got %q; want 1", after)
-	}
+	full := pushedBack(between.attempts())[0].answered
+	// What the plugin knows of, it has heeded: both are one step.
+	await(t, "the plugin to know", time.Minute, func() (bool, any) {
+		n := regexp.MustCompile(`(?m)^requestmirror_attempt_duration_seconds_count\{.*\} ([0-9]+)$`).FindStringSubmatch(get("http://" + tr.web + "/metrics-of-the-mirror"))
+		return n != nil && n[1] != "0", n
+	})
+	aRound(t, []*traefik{tr}, 20, first/20, (all-first)/20)
+	await(t, "three deliveries to be pushed back, and one of them again", time.Minute, func() (bool, any) {
+		got := pushedBack(between.attempts())
+		ids := map[string]bool{}
+		for _, a := range got {
+			ids[a.id] = true
+		}
+		return len(ids) >= 3 && len(got) > len(ids), got
+	})
 	if err := servers[0].Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
@@ -327,10 +453,41 @@ func TestAGatewayThatIsFullIsObeyed(t *testing.T) {
 	if got.Seen != all || got.Delivered != all || got.CircuitBreaker != "closed" {
 		t.Errorf("ledger: got %+v; want all %d delivered, and the circuit closed", got, all)
 	}
+	checkObeyed(t, between.attempts(), known, full)
 	if n := len(readVerdicts(t, l).await(t, all)); n != all {
 		t.Errorf("got %d verdicts; want %d", n, all)
 	}
-	t.Logf("%d events were tried again", got.Retried)
+	t.Logf("%d deliveries were pushed back, %d events were tried again", len(pushedBack(between.attempts())), got.Retried)
+}
+
+// checkObeyed wants no delivery to come again before it was told to, and none to come for
+// the first time in the second after it was known that the gateway is full.
+func checkObeyed(t *testing.T, attempts []attempt, known map[string]int, full time.Time) {
+	t.Helper()
+	last := map[string]attempt{}
+	for _, a := range attempts {
+		before, again := last[a.id]
+		last[a.id] = a
+		if !a.signed || a.answer != http.StatusNoContent && a.answer != http.StatusTooManyRequests && a.answer != http.StatusServiceUnavailable {
+			t.Errorf("got %+v; want a signed delivery, taken or told to come later", a)
+		}
+		if a.answer != http.StatusNoContent && a.after != "1" {
+			t.Errorf("got %+v; want Retry-After: 1", a)
+		}
+		if wait := a.at.Sub(before.answered); again && wait < time.Second {
+			t.Errorf("delivery %s: told to come in a second, came after %v", a.id, wait)
+		}
+	}
+	for _, a := range attempts {
+		if _, ok := known[a.id]; ok {
+			continue
+		}
+		if wait := a.at.Sub(full); wait < time.Second {
+			t.Errorf("delivery %s: another one was told to come in a second, and this one came after %v", a.id, wait)
+		}
+		return
+	}
+	t.Error("got no deliveries after the gateway was full; want some")
 }
 
 // TestWithoutAMajorityNothingIsTaken kills two of three servers.

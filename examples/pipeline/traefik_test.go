@@ -56,9 +56,9 @@ type traefik struct {
 	web, api string // addresses
 }
 
-// startTraefik starts one whose only route goes through the middleware mirror. It is ready
-// when the route is.
-func startTraefik(t *testing.T, bin, name, backend string, options map[string]any) *traefik {
+// startTraefik starts one whose only route goes through the middleware mirror, which a file
+// for Traefik has. It is ready when the route is.
+func startTraefik(t *testing.T, bin, name, backend, middleware string) *traefik {
 	t.Helper()
 	dir := t.TempDir()
 	copyPlugin(t, filepath.Join(dir, "plugins-local", "src", filepath.FromSlash(plugin)))
@@ -72,18 +72,23 @@ func startTraefik(t *testing.T, bin, name, backend string, options map[string]an
 			"web":     map[string]any{"address": tr.web, "forwardedHeaders": map[string]any{"insecure": true}},
 			"traefik": map[string]any{"address": tr.api},
 		},
-		"providers":    map[string]any{"file": map[string]any{"filename": filepath.Join(dir, "dynamic.json.yml")}},
+		"providers":    map[string]any{"file": map[string]any{"directory": filepath.Join(dir, "dynamic")}},
 		"experimental": map[string]any{"localPlugins": map[string]any{"requestmirror": map[string]any{"moduleName": plugin}}},
 	}
 	dynamic := map[string]any{"http": map[string]any{
 		"routers": map[string]any{"site": map[string]any{
 			"rule": "PathPrefix(`/`)", "entryPoints": []string{"web"}, "middlewares": []string{"mirror"}, "service": "site",
 		}},
-		"middlewares": map[string]any{"mirror": map[string]any{"plugin": map[string]any{"requestmirror": options}}},
-		"services":    map[string]any{"site": map[string]any{"loadBalancer": map[string]any{"servers": []any{map[string]any{"url": backend}}}}},
+		"services": map[string]any{"site": map[string]any{"loadBalancer": map[string]any{"servers": []any{map[string]any{"url": backend}}}}},
 	}}
+	if err := os.Mkdir(filepath.Join(dir, "dynamic"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "dynamic", "page.yml"), []byte(middleware), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	// JSON is YAML.
-	for file, content := range map[string]any{"static.json.yml": static, "dynamic.json.yml": dynamic} {
+	for file, content := range map[string]any{"static.json.yml": static, "dynamic/site.json.yml": dynamic} {
 		raw, err := json.Marshal(content)
 		if err != nil {
 			t.Fatal(err)
@@ -102,6 +107,11 @@ func startTraefik(t *testing.T, bin, name, backend string, options map[string]an
 	ended := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(ended) }()
 	t.Cleanup(func() {
+		if t.Failed() {
+			for _, path := range []string{"/debug/vars", "/debug/pprof/goroutine?debug=1"} {
+				t.Logf("%s, %s\n%s", name, path, get("http://"+tr.api+path))
+			}
+		}
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-ended:
@@ -128,6 +138,21 @@ func startTraefik(t *testing.T, bin, name, backend string, options map[string]an
 		return resp.StatusCode == http.StatusOK && strings.Contains(string(body), `"enabled"`), string(body)
 	})
 	return tr
+}
+
+// get returns what is at a URL, or why it is not known.
+func get(url string) string {
+	client := http.Client{Timeout: 5 * time.Second}
+	resp, err := client.Get(url)
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err.Error()
+	}
+	return string(body)
 }
 
 func copyPlugin(t *testing.T, to string) {

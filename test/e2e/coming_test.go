@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/hmac"
@@ -10,15 +9,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 
 	"github.com/opencommit/requestmirror/test/event"
@@ -374,60 +372,6 @@ func TestComingFromHAProxySPOE(t *testing.T) {
 	}
 }
 
-// usageBoard runs examples/usage and returns the base of its URL.
-func usageBoard(t *testing.T, secret string) string {
-	t.Helper()
-	root, err := lab.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin := filepath.Join(t.TempDir(), "usage")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin, ".")
-	build.Dir = filepath.Join(root, "examples", "usage")
-	build.Env = append(os.Environ(), "GOWORK=off")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build examples/usage: %v\n%s", err, out)
-	}
-	cmd := exec.Command(bin, "-listen", "127.0.0.1:0", "-depth", "2")
-	cmd.Env = []string{"SIGNING_SECRETS=" + secret}
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var log strings.Builder
-	ended := make(chan struct{})
-	address := make(chan string, 1)
-	go func() {
-		defer close(ended)
-		for lines := bufio.NewScanner(stderr); lines.Scan(); {
-			log.WriteString(lines.Text() + "\n")
-			if at := listening.FindStringSubmatch(lines.Text()); at != nil {
-				address <- at[1]
-			}
-		}
-	}()
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		<-ended
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("examples/usage ended with %v; log:\n%s", err, log.String())
-		}
-	})
-	select {
-	case at := <-address:
-		return "http://" + at
-	case <-ended:
-	case <-soon(t).Done():
-	}
-	t.Fatal("examples/usage does not listen")
-	return ""
-}
-
-var listening = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
-
 // usage is what the receiver shows.
 type usage struct {
 	Requests int64
@@ -458,8 +402,7 @@ func usageAt(ctx context.Context, url string) (u usage, err error) {
 func TestComingFromGitHubProxy(t *testing.T) {
 	t.Parallel()
 	const secret, key = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYqr", "a long random text"
-	board := usageBoard(t, secret)
-	page := pageYAML(t, "coming-from-github-proxy.md", 0)
+	board := startExample(t, "usage", secret, "-listen", "127.0.0.1:0").url
 	var instances []*site
 	for range 2 {
 		backend, err := lab.NewBackend()
@@ -467,66 +410,104 @@ func TestComingFromGitHubProxy(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(backend.Close)
-		s := configured(t, "usage", page, "http://127.0.0.1:9000", board, "http://127.0.0.1:9001", backend.URL,
-			"/run/secrets/mirror-signing", fileWith(t, secret), "/run/secrets/mirror-hash-key", fileWith(t, key))
-		s.set(t, lab.Options{"includePaths": []any{"^/repos/", "^/graphql$"}, "excludePaths": []any{"^/repos/internal/"}, "methods": []any{"GET", "POST"}})
-		instances = append(instances, s)
+		instances = append(instances, configured(t, "usage", pageYAML(t, "coming-from-github-proxy.md", 0), "http://127.0.0.1:9000", board, "http://127.0.0.1:9001", backend.URL,
+			"/run/secrets/mirror-signing", fileWith(t, secret), "/run/secrets/mirror-hash-key", fileWith(t, key)))
 	}
-	// What each client asks for on each instance, and how often; 0 is not to be counted.
-	clients := map[string]map[string]int64{
+	// What each client asks for, and how often; the page's scopes have the first of these.
+	scoped := map[string]map[string]int64{
 		"token nightly":   {"GET /repos/octocat/hello": 5, "POST /graphql": 2},
 		"token dashboard": {"GET /repos/octocat/hello": 3, "GET /repos/octocat/world/issues?page=2": 1},
 	}
-	unwanted := []string{"GET /rate_limit", "DELETE /repos/octocat/hello", "GET /repos/internal/x", "GET /graphql/x"}
-	var each int64
-	for _, s := range instances {
-		each = 0
-		for token, wanted := range clients {
+	others := []string{"GET /rate_limit", "DELETE /repos/octocat/hello", "GET /repos/internal/x", "GET /graphql/x"}
+	want := map[string]map[string]int64{} // by client and scope, from both instances
+	var seen, filtered int64              // by one of them
+	round := func(allAreCounted bool) {
+		t.Helper()
+		for token, wanted := range scoped {
+			if want[token] == nil {
+				want[token] = map[string]int64{}
+			}
 			for what, n := range wanted {
 				for range n {
+					for _, s := range instances {
+						s.ask(t, token, what)
+					}
+				}
+				want[token][scopeOf(what)] += 2 * n
+				seen += n
+			}
+			for _, what := range others {
+				for _, s := range instances {
 					s.ask(t, token, what)
-					each++
+				}
+				seen++
+				if allAreCounted {
+					want[token][scopeOf(what)] += 2
+				} else {
+					filtered++
 				}
 			}
-			for _, what := range unwanted {
-				s.ask(t, token, what)
+		}
+		for _, s := range instances {
+			if l := s.settle(t, int(seen)); l.Filtered != filtered || l.Delivered != seen-filtered || l.Lost() != 0 {
+				t.Errorf("ledger: got %s; want %d delivered, %d filtered", l, seen-filtered, filtered)
 			}
 		}
+		u, err := usageAt(soon(t), board)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if u.Requests != 2*(seen-filtered) || len(u.Clients) != len(scoped) {
+			t.Fatalf("got %d requests of %d clients; want %d of %d: %+v", u.Requests, len(u.Clients), 2*(seen-filtered), len(scoped), u)
+		}
+		got := map[string]map[string]int64{}
+		for _, c := range u.Clients {
+			got[c.Client] = map[string]int64{}
+			for _, one := range c.Scopes {
+				got[c.Client][one.Scope] = one.Requests
+			}
+		}
+		for token := range scoped {
+			// As the page computes it with openssl.
+			mac := hmac.New(sha256.New, []byte(key))
+			mac.Write([]byte(token))
+			if name := "hmac-sha256:" + hex.EncodeToString(mac.Sum(nil)); !maps.Equal(got[name], want[token]) {
+				t.Errorf("%s, which is %s: got %v; want %v of all: %+v", token, name, got[name], want[token], u)
+			}
+		}
+	}
+	round(true)
+
+	scopes := optionsOf(t, "usage", pageYAML(t, "coming-from-github-proxy.md", 1))
+	delete(scopes, "watchURL")
+	if len(scopes) != 3 {
+		t.Errorf("got %v on the page; want methods, includePaths and excludePaths", scopes)
 	}
 	for _, s := range instances {
-		l := s.settle(t, int(each)+2*len(unwanted))
-		if l.Filtered != int64(2*len(unwanted)) || l.Delivered != each || l.Lost() != 0 {
-			t.Errorf("ledger: got %s; want %d delivered, %d filtered", l, each, 2*len(unwanted))
-		}
+		s.set(t, scopes)
 	}
-	u, err := usageAt(soon(t), board)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if u.Requests != 2*each || len(u.Clients) != len(clients) {
-		t.Fatalf("got %d requests of %d clients; want %d of %d: %+v", u.Requests, len(u.Clients), 2*each, len(clients), u)
-	}
-	for token, wanted := range clients {
-		// As the page computes it with openssl.
-		mac := hmac.New(sha256.New, []byte(key))
-		mac.Write([]byte(token))
-		name := "hmac-sha256:" + hex.EncodeToString(mac.Sum(nil))
-		var n, counted, scoped int64
-		for _, times := range wanted {
-			n += 2 * times
-		}
-		for _, c := range u.Clients {
-			if c.Client == name {
-				counted += c.Requests
-				for _, scope := range c.Scopes {
-					scoped += scope.Requests
-				}
+	round(false)
+}
+
+// scopeOf is the method and the first segment of a path.
+func scopeOf(what string) string {
+	return regexp.MustCompile(`^\S+ /[^/?]+`).FindString(what)
+}
+
+// optionsOf are those of a middleware in a configuration.
+func optionsOf(t *testing.T, middleware, text string) lab.Options {
+	t.Helper()
+	var config struct {
+		HTTP struct {
+			Middlewares map[string]struct {
+				Plugin struct{ Requestmirror lab.Options }
 			}
 		}
-		if counted != n || scoped != n {
-			t.Errorf("%s: got %d requests, %d in scopes, as %s; want %d from both instances: %+v", token, counted, scoped, name, n, u.Clients)
-		}
 	}
+	if err := yaml.Unmarshal([]byte(text), &config); err != nil {
+		t.Fatal(err)
+	}
+	return config.HTTP.Middlewares[middleware].Plugin.Requestmirror
 }
 
 // ask sends a request of a client with a token to the page's route.
@@ -640,44 +621,53 @@ func TestComingFromHTTPLog(t *testing.T) {
 			r := aReceiver(t)
 			s := configured(t, from.middleware, pageYAML(t, "coming-from-http-log.md", i),
 				"http://127.0.0.1:9000", origin(r), "http://127.0.0.1:9001", backend.URL, from.secretFile, fileWith(t, "a token\n"))
-			s.set(t, lab.Options{"attributes": map[string]any{"service": "app", "route": "main"}})
-			const n = 30
-			for k := range n {
-				req, _ := s.request(t, http.MethodPost, "http", fmt.Sprintf("/log/%d?a=b", k), strings.NewReader(`{"user":"u","password":"SECRETPW"}`))
-				req.Header.Set("Content-Type", "application/json")
-				req.Header.Add("X-Many", "1")
-				req.Header.Add("X-Many", "2")
-				s.send(t, req, http.StatusOK)
-			}
-			l := s.settle(t, n)
-			if l.Seen != n || l.Delivered != n || l.Lost() != 0 {
-				t.Errorf("ledger: got %s; want %d delivered", l, n)
-			}
+			const each = 30
 			var all []event.Event
-			for _, a := range r.Attempts() {
-				if a.Path != "/logs" || a.Header.Get("Content-Type") != "application/json" || a.Header.Get(from.header) != "a token" {
-					t.Errorf("got %s, %q; want JSON with the token", a.Path, a.Header)
-				}
-				b, err := event.ReadBatch(a.Body)
-				if err != nil {
-					t.Fatalf("%v\n%s", err, a.Body)
-				}
-				all = append(all, b.Events...)
-			}
-			if got := len(r.Attempts()); got >= n {
-				t.Errorf("got %d deliveries of %d entries; want batches", got, n)
-			}
-			expectNumbers(t, "the log server", all, n)
 			paths := map[string]bool{}
-			for _, e := range all {
-				paths[e.Path] = true
-				many := strings.Join(e.Header["x-many"], ",")
-				if e.Method != "POST" || e.Query != "a=b" || many != "1,2" || e.Server.Address != s.name+".test" || e.Client != "127.0.0.1" ||
-					e.Attributes["service"] != "app" || e.Attributes["route"] != "main" || e.Duration <= 0 ||
-					e.Response == nil || e.Response.Status != http.StatusOK || e.Response.Header["content-type"] == nil || bytes.Contains(e.Raw, []byte("SECRET")) {
-					t.Errorf("got %s; want the fields of a log entry, and no password", e.Raw)
+			// As on the page, and then with what it says of attributes.
+			for _, attributes := range []map[string]string{nil, {"service": "app", "route": "main"}} {
+				if attributes != nil {
+					s.set(t, lab.Options{"attributes": attributes})
 				}
+				before, n := len(r.Attempts()), len(all)+each
+				for k := range each {
+					req, _ := s.request(t, http.MethodPost, "http", fmt.Sprintf("/log/%d?a=b", len(all)+k), strings.NewReader(`{"user":"u","password":"SECRETPW"}`))
+					req.Header.Set("Content-Type", "application/json")
+					req.Header.Add("X-Many", "1")
+					req.Header.Add("X-Many", "2")
+					s.send(t, req, http.StatusOK)
+				}
+				if l := s.settle(t, n); l.Seen != int64(n) || l.Delivered != int64(n) || l.Lost() != 0 {
+					t.Errorf("ledger: got %s; want %d delivered", l, n)
+				}
+				var mine []event.Event
+				deliveries := r.Attempts()[before:]
+				for _, a := range deliveries {
+					if a.Path != "/logs" || a.Header.Get("Content-Type") != "application/json" || a.Header.Get(from.header) != "a token" {
+						t.Errorf("got %s, %q; want JSON with the token", a.Path, a.Header)
+					}
+					b, err := event.ReadBatch(a.Body)
+					if err != nil {
+						t.Fatalf("%v\n%s", err, a.Body)
+					}
+					mine = append(mine, b.Events...)
+				}
+				if len(deliveries) >= each {
+					t.Errorf("got %d deliveries of %d entries; want batches", len(deliveries), each)
+				}
+				for _, e := range mine {
+					paths[e.Path] = true
+					many := strings.Join(e.Header["x-many"], ",")
+					if e.Method != "POST" || e.Query != "a=b" || many != "1,2" || e.Server.Address != s.name+".test" || e.Client != "127.0.0.1" ||
+						!maps.Equal(e.Attributes, attributes) || e.Duration <= 0 ||
+						e.Response == nil || e.Response.Status != http.StatusOK || e.Response.Header["content-type"] == nil || bytes.Contains(e.Raw, []byte("SECRET")) {
+						t.Errorf("got %s; want the fields of a log entry, attributes %v, and no password", e.Raw, attributes)
+					}
+				}
+				all = append(all, mine...)
 			}
+			const n = 2 * each
+			expectNumbers(t, "the log server", all, n)
 			if len(paths) != n {
 				t.Errorf("got %d paths; want %d", len(paths), n)
 			}

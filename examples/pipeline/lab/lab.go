@@ -52,6 +52,9 @@ func (l *Lab) Close() {
 	_ = os.RemoveAll(l.dir)
 }
 
+// Processes are all that were started, in that order.
+func (l *Lab) Processes() []*Process { return l.processes }
+
 // Process is one program, over all its lives.
 type Process struct {
 	name, bin string
@@ -106,6 +109,19 @@ func (p *Process) Stop() error {
 func (p *Process) Kill() {
 	_ = p.cmd.Process.Kill()
 	<-p.exited
+}
+
+// Name is what it is.
+func (p *Process) Name() string { return p.name }
+
+// Ended waits until it has ended, and says whether it has.
+func (p *Process) Ended(ctx context.Context) bool {
+	select {
+	case <-p.exited:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // Signal sends it a signal.

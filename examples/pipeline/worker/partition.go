@@ -195,6 +195,7 @@ func (p *partition) commit(ctx context.Context, batch []jetstream.Msg) error {
 		return err
 	}
 	p.careful = false
+	p.judged.Add(int64(len(writes) - len(changed) - 1))
 	last := first + uint64(len(writes)) - 1
 	p.cursor = entry[cursor]{next, last}
 	for i, name := range changed {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -30,6 +31,7 @@ type Worker struct {
 	js               jetstream.JetStream
 	events, verdicts jetstream.Stream
 	id               string
+	judged           atomic.Int64
 
 	mu    sync.Mutex
 	heard map[string]time.Time // workers, and when they last said something
@@ -95,6 +97,9 @@ func (w *Worker) Run(ctx context.Context) error {
 		}
 	}
 }
+
+// Judged is how many events it has written a verdict on.
+func (w *Worker) Judged() int64 { return w.judged.Load() }
 
 // mine says which partitions are this worker's: those who are alive share them evenly.
 func (w *Worker) mine() []bool {

@@ -40,6 +40,6 @@ func run(ended context.Context, urls string, replicas int) error {
 	}
 	log.Print("working")
 	err = w.Run(ended)
-	log.Print("ended")
+	log.Printf("ended, %d events judged", w.Judged())
 	return err
 }
