@@ -1,11 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"image"
+	_ "image/png"
+	"math"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -265,27 +271,73 @@ func (p *tab) settled() {
 
 const rowCount = `Number(document.getElementById('list').getAttribute('aria-rowcount')) - 1`
 
-// The pictures of the documentation are made of fixed events at fixed times.
+// The pictures of the documentation are made of fixed events at fixed times. Beside them
+// is a sum of what they show, so that they are made anew when that is another page.
 func TestPictures(t *testing.T) {
-	for _, scheme := range []string{"light", "dark"} {
-		t.Run(scheme, func(t *testing.T) {
-			b := newBench(t, nil)
-			b.day()
-			p, _ := b.open(t, 1200, 740, scheme == "dark")
-			p.until(rowCount + ` > 1000`)
-			p.press("G")
-			p.detail("buy <b>cheap</b> pills")
-			p.settled()
-			png := p.picture()
-			if len(png) > 200000 {
-				t.Errorf("the picture has %d bytes; want at most 200000", len(png))
-			}
-			if *update {
-				name := filepath.Join("..", "..", "docs", "images", "inspector-"+scheme+".png")
-				if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, png, 0o644)); err != nil {
-					t.Fatal(err)
-				}
-			}
-		})
+	dir := filepath.Join("..", "..", "docs", "images")
+	sum := filepath.Join(dir, "inspector.sha256")
+	b := newBench(t, nil)
+	b.day()
+	shown := b.shown()
+	if got, err := os.ReadFile(sum); !*update && (err != nil || string(got) != shown) {
+		t.Errorf("the pictures in docs/images show another page, or other events: %v, got sum %q; want %q. "+
+			"Make them anew, and look at them: cd examples/inspector && go test -run TestPictures -update .", err, got, shown)
 	}
+	for _, scheme := range []string{"light", "dark"} {
+		p, _ := b.open(t, 1200, 740, scheme == "dark")
+		p.until(rowCount + ` > 1000`)
+		p.until(`document.getElementById('lost-now').innerText !== ''`)
+		p.press("G")
+		p.detail("buy <b>cheap</b> pills")
+		p.settled()
+		picture := p.picture()
+		if len(picture) > 200000 {
+			t.Errorf("the picture has %d bytes; want at most 200000", len(picture))
+		}
+		name := filepath.Join(dir, "inspector-"+scheme+".png")
+		if *update {
+			if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(name, picture, 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		stored, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size, _, err := image.DecodeConfig(bytes.NewReader(stored))
+		if err != nil || size.Width != 1200 || size.Height != 740 {
+			t.Errorf("%s: got %v, %d by %d; want a picture of 1200 by 740", name, err, size.Width, size.Height)
+		}
+	}
+	if *update && !t.Failed() { // last, so that it is never beside pictures that are older
+		if err := os.WriteFile(sum, []byte(shown), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// shown is a sum of everything that a page is made of: its files, and what the inspector
+// tells it of the events.
+func (b *bench) shown() string {
+	b.t.Helper()
+	sum := sha256.New()
+	add := func(name string, content []byte) { fmt.Fprintf(sum, "%s %d\n%s\n", name, len(content), content) }
+	files, err := assets.ReadDir("page")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, file := range files {
+		content, err := assets.ReadFile("page/" + file.Name())
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		add(file.Name(), content)
+	}
+	rows, _, _, _ := b.kept.since(place{}, math.MaxInt)
+	add("rows", bytes.Join(rows, nil))
+	gaps, counts, kept := b.kept.state(b.clock.now(), 0)
+	add("state", encode([]any{gaps, counts, kept}))
+	lines := b.lines()
+	add("last event", []byte(lines[len(lines)-1])) // the details are of it
+	return hex.EncodeToString(sum.Sum(nil)) + "\n"
 }
