@@ -16,6 +16,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -34,13 +36,42 @@ var update = flag.Bool("update", false, "write the pictures of the documentation
 // test needs: in CI, a test that is left out proves nothing.
 const browserNeeded = "INSPECTOR_BROWSER"
 
-func leaveOut(t *testing.T, why string) {
+// notTestedFile names a file that what was not tested is added to, line by line: of a
+// package that passes, go test ./... shows nothing.
+const notTestedFile = "NOT_TESTED"
+
+var notTested []string
+
+// leaveOut ends a test that cannot be made here. What was not tested is said in the end.
+func leaveOut(t *testing.T, what, why string) {
 	t.Helper()
 	if os.Getenv(browserNeeded) == "required" {
-		t.Fatalf("%s, and %s=required", why, browserNeeded)
+		t.Fatalf("%s: not tested, as %s, and %s=required", what, why, browserNeeded)
 	}
-	t.Skip(why)
+	if line := what + ": " + why; !slices.Contains(notTested, line) {
+		notTested = append(notTested, line)
+	}
+	t.Skipf("%s: not tested: %s", what, why)
 }
+
+// sayWhatWasNotTested says it to whoever sees the output, and in the file.
+func sayWhatWasNotTested() error {
+	for _, line := range notTested {
+		fmt.Println("NOT TESTED:", line)
+	}
+	name := os.Getenv(notTestedFile)
+	if name == "" || len(notTested) == 0 {
+		return nil
+	}
+	f, err := os.OpenFile(name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(strings.Join(notTested, "\n") + "\n")
+	return errors.Join(err, f.Close())
+}
+
+const noBrowser = "there is no Chromium (Debian's package chromium)"
 
 // findBrowser is where Chromium is, if it is installed.
 func findBrowser() string {
@@ -65,6 +96,10 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	if shared.end != nil {
 		shared.end()
+	}
+	if err := sayWhatWasNotTested(); err != nil {
+		fmt.Println(err)
+		code = 1
 	}
 	os.Exit(code)
 }
@@ -109,7 +144,7 @@ func (b *bench) open(t *testing.T, width, height int64, dark bool) (*tab, *httpt
 	t.Helper()
 	path := findBrowser()
 	if path == "" {
-		leaveOut(t, "the page was not tested: there is no Chromium (Debian's package chromium)")
+		leaveOut(t, "the page of the inspector", noBrowser)
 	}
 	shared.once.Do(func() { startBrowser(path) })
 	if shared.err != nil {

@@ -234,7 +234,7 @@ func TestDetails(t *testing.T) {
 func TestCopyAsCurl(t *testing.T) {
 	for _, program := range []string{"bash", "curl"} {
 		if _, err := exec.LookPath(program); err != nil {
-			leaveOut(t, "copy as curl was not tested: there is no "+program)
+			leaveOut(t, "copy as curl", "there is no "+program)
 		}
 	}
 	type got struct {
@@ -677,7 +677,7 @@ func readAxe(t *testing.T) string {
 		npm.Dir = dir
 		if out, failed := npm.CombinedOutput(); failed != nil {
 			_ = os.Remove(filepath.Join(dir, "package-lock.json")) // so that it is tried again
-			leaveOut(t, fmt.Sprintf("accessibility was not tested: axe-core could not be installed: npm ci: %v %.300s", failed, out))
+			leaveOut(t, "the accessibility of the inspector's page", fmt.Sprintf("axe-core could not be installed: npm ci: %v %.300s", failed, strings.Join(strings.Fields(string(out)), " ")))
 		}
 		if axe, err = os.ReadFile(file); err != nil {
 			t.Fatal(err)
@@ -689,7 +689,7 @@ func readAxe(t *testing.T) string {
 // Accessibility is checked by axe-core.
 func TestAccessibility(t *testing.T) {
 	if findBrowser() == "" {
-		leaveOut(t, "the page was not tested: there is no Chromium (Debian's package chromium)")
+		leaveOut(t, "the page of the inspector", noBrowser)
 	}
 	axe := readAxe(t)
 	for _, dark := range []bool{false, true} {
