@@ -83,12 +83,14 @@ docs: traefik ## the documentation: examples run, tables are complete, links lea
 # One package at a time: what measures time does not share the cores.
 modules: ## all tests of the nested modules: engine, event, e2e, docs, demo and examples
 	$(call step,tests of the nested modules: this takes most of the time)
-	cd test && go test $(race) -count=1 -p 1 -timeout 20m ./...
+	@mkdir -p .cache && rm -f .cache/not-tested
+	cd test && NOT_TESTED='$(CURDIR)/.cache/not-tested' go test $(race) -count=1 -p 1 -timeout 20m ./...
 	@for mod in $$(find examples test/otlp -name go.mod 2>/dev/null | sort); do \
 		echo "cd $$(dirname $$mod) && go vet ./... && go test ./..."; \
-		(cd "$$(dirname "$$mod")" && go vet ./... && go test -count=1 -timeout 15m ./...) || exit 1; \
+		(cd "$$(dirname "$$mod")" && go vet ./... && NOT_TESTED='$(CURDIR)/.cache/not-tested' go test -count=1 -timeout 15m ./...) || exit 1; \
 	done
-	@command -v chromium >/dev/null || printf '\n\033[1mNOT TESTED: the page of the inspector, as there is no Chromium. Install Debian'"'"'s package chromium.\033[0m\n'
+	@# Of packages that pass, go test shows no output, so their tests write it down.
+	@if [ -s .cache/not-tested ]; then printf '\n'; sed "s/^/$$(printf '\033[1m')NOT TESTED:$$(printf '\033[0m') /" .cache/not-tested; fi
 
 lint: check ## gofmt, go vet and, if installed, golangci-lint v2
 	$(call step,golangci-lint)

@@ -1,15 +1,23 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"image"
+	_ "image/png"
+	"math"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -28,13 +36,42 @@ var update = flag.Bool("update", false, "write the pictures of the documentation
 // test needs: in CI, a test that is left out proves nothing.
 const browserNeeded = "INSPECTOR_BROWSER"
 
-func leaveOut(t *testing.T, why string) {
+// notTestedFile names a file that what was not tested is added to, line by line: of a
+// package that passes, go test ./... shows nothing.
+const notTestedFile = "NOT_TESTED"
+
+var notTested []string
+
+// leaveOut ends a test that cannot be made here. What was not tested is said in the end.
+func leaveOut(t *testing.T, what, why string) {
 	t.Helper()
 	if os.Getenv(browserNeeded) == "required" {
-		t.Fatalf("%s, and %s=required", why, browserNeeded)
+		t.Fatalf("%s: not tested, as %s, and %s=required", what, why, browserNeeded)
 	}
-	t.Skip(why)
+	if line := what + ": " + why; !slices.Contains(notTested, line) {
+		notTested = append(notTested, line)
+	}
+	t.Skipf("%s: not tested: %s", what, why)
 }
+
+// sayWhatWasNotTested says it to whoever sees the output, and in the file.
+func sayWhatWasNotTested() error {
+	for _, line := range notTested {
+		fmt.Println("NOT TESTED:", line)
+	}
+	name := os.Getenv(notTestedFile)
+	if name == "" || len(notTested) == 0 {
+		return nil
+	}
+	f, err := os.OpenFile(name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(strings.Join(notTested, "\n") + "\n")
+	return errors.Join(err, f.Close())
+}
+
+const noBrowser = "there is no Chromium (Debian's package chromium)"
 
 // findBrowser is where Chromium is, if it is installed.
 func findBrowser() string {
@@ -59,6 +96,10 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	if shared.end != nil {
 		shared.end()
+	}
+	if err := sayWhatWasNotTested(); err != nil {
+		fmt.Println(err)
+		code = 1
 	}
 	os.Exit(code)
 }
@@ -103,7 +144,7 @@ func (b *bench) open(t *testing.T, width, height int64, dark bool) (*tab, *httpt
 	t.Helper()
 	path := findBrowser()
 	if path == "" {
-		leaveOut(t, "the page was not tested: there is no Chromium (Debian's package chromium)")
+		leaveOut(t, "the page of the inspector", noBrowser)
 	}
 	shared.once.Do(func() { startBrowser(path) })
 	if shared.err != nil {
@@ -265,27 +306,73 @@ func (p *tab) settled() {
 
 const rowCount = `Number(document.getElementById('list').getAttribute('aria-rowcount')) - 1`
 
-// The pictures of the documentation are made of fixed events at fixed times.
+// The pictures of the documentation are made of fixed events at fixed times. Beside them
+// is a sum of what they show, so that they are made anew when that is another page.
 func TestPictures(t *testing.T) {
-	for _, scheme := range []string{"light", "dark"} {
-		t.Run(scheme, func(t *testing.T) {
-			b := newBench(t, nil)
-			b.day()
-			p, _ := b.open(t, 1200, 740, scheme == "dark")
-			p.until(rowCount + ` > 1000`)
-			p.press("G")
-			p.detail("buy <b>cheap</b> pills")
-			p.settled()
-			png := p.picture()
-			if len(png) > 200000 {
-				t.Errorf("the picture has %d bytes; want at most 200000", len(png))
-			}
-			if *update {
-				name := filepath.Join("..", "..", "docs", "images", "inspector-"+scheme+".png")
-				if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, png, 0o644)); err != nil {
-					t.Fatal(err)
-				}
-			}
-		})
+	dir := filepath.Join("..", "..", "docs", "images")
+	sum := filepath.Join(dir, "inspector.sha256")
+	b := newBench(t, nil)
+	b.day()
+	shown := b.shown()
+	if got, err := os.ReadFile(sum); !*update && (err != nil || string(got) != shown) {
+		t.Errorf("the pictures in docs/images show another page, or other events: %v, got sum %q; want %q. "+
+			"Make them anew, and look at them: cd examples/inspector && go test -run TestPictures -update .", err, got, shown)
 	}
+	for _, scheme := range []string{"light", "dark"} {
+		p, _ := b.open(t, 1200, 740, scheme == "dark")
+		p.until(rowCount + ` > 1000`)
+		p.until(`document.getElementById('lost-now').innerText !== ''`)
+		p.press("G")
+		p.detail("buy <b>cheap</b> pills")
+		p.settled()
+		picture := p.picture()
+		if len(picture) > 200000 {
+			t.Errorf("the picture has %d bytes; want at most 200000", len(picture))
+		}
+		name := filepath.Join(dir, "inspector-"+scheme+".png")
+		if *update {
+			if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(name, picture, 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		stored, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size, _, err := image.DecodeConfig(bytes.NewReader(stored))
+		if err != nil || size.Width != 1200 || size.Height != 740 {
+			t.Errorf("%s: got %v, %d by %d; want a picture of 1200 by 740", name, err, size.Width, size.Height)
+		}
+	}
+	if *update && !t.Failed() { // last, so that it is never beside pictures that are older
+		if err := os.WriteFile(sum, []byte(shown), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// shown is a sum of everything that a page is made of: its files, and what the inspector
+// tells it of the events.
+func (b *bench) shown() string {
+	b.t.Helper()
+	sum := sha256.New()
+	add := func(name string, content []byte) { fmt.Fprintf(sum, "%s %d\n%s\n", name, len(content), content) }
+	files, err := assets.ReadDir("page")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, file := range files {
+		content, err := assets.ReadFile("page/" + file.Name())
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		add(file.Name(), content)
+	}
+	rows, _, _, _ := b.kept.since(place{}, math.MaxInt)
+	add("rows", bytes.Join(rows, nil))
+	gaps, counts, kept := b.kept.state(b.clock.now(), 0)
+	add("state", encode([]any{gaps, counts, kept}))
+	lines := b.lines()
+	add("last event", []byte(lines[len(lines)-1])) // the details are of it
+	return hex.EncodeToString(sum.Sum(nil)) + "\n"
 }

@@ -234,7 +234,7 @@ func TestDetails(t *testing.T) {
 func TestCopyAsCurl(t *testing.T) {
 	for _, program := range []string{"bash", "curl"} {
 		if _, err := exec.LookPath(program); err != nil {
-			leaveOut(t, "copy as curl was not tested: there is no "+program)
+			leaveOut(t, "copy as curl", "there is no "+program)
 		}
 	}
 	type got struct {
@@ -512,86 +512,6 @@ func TestNothingOfAGapRuns(t *testing.T) {
 	p.mu.Unlock()
 }
 
-func TestTenThousandEvents(t *testing.T) {
-	b := newBench(t, func(s *settings) { s.memory = 256 << 20 })
-	m := newMirror(b.clock.now().Add(time.Second))
-	deliver := func(n int) {
-		for n > 0 {
-			var batch []object
-			for range min(n, 500) {
-				e := m.request(b.clock.now(), fmt.Sprintf("/articles/%d", m.number))
-				r := of(e, "data", "http", "request")
-				r["method"] = "POST"
-				r["header"] = object{"content-type": []string{"application/json"}, "user-agent": []string{strings.Repeat("agent ", 20)}}
-				r["body"] = object{"content": strings.Repeat("x", 1000), "size": 1000, "truncated": false}
-				batch = append(batch, e)
-			}
-			n -= len(batch)
-			id := fmt.Sprint(m.number)
-			if w := b.answer(posted(secret, id, b.clock.now(), encode(batch))); w.Code != 204 {
-				t.Fatalf("a batch was answered with %d %s", w.Code, w.Body)
-			}
-		}
-	}
-	deliver(10000)
-	p, _ := b.open(t, 1280, 800, false)
-	p.shows(10000)
-	measure := func() (nodes int, heap float64) {
-		nodes = eval[int](p, `document.getElementsByTagName('*').length`)
-		heap = eval[float64](p, `new Promise(done => { gc(); setTimeout(() => { gc(); done(performance.memory.usedJSHeapSize / 1e6) }, 100) })`)
-		return nodes, heap
-	}
-	nodes, heap := measure()
-	t.Logf("10,000 events: %d elements, %.1f MB of heap", nodes, heap)
-
-	// From end to end, in steps of a frame.
-	took := eval[struct {
-		Frames, Long int
-		Longest      float64
-		Slowest      float64
-	}](p, `new Promise(done => {
-		const list = document.getElementById('list')
-		const tasks = []
-		const observer = new PerformanceObserver(all => tasks.push(...all.getEntries()))
-		observer.observe({ entryTypes: ['longtask'] })
-		let frames = 0, slowest = 0, before = performance.now()
-		list.scrollTop = 0
-		const step = () => {
-			const now = performance.now()
-			slowest = Math.max(slowest, now - before)
-			before = now
-			frames++
-			list.scrollTop += list.scrollHeight / 120
-			if (frames < 130) requestAnimationFrame(step)
-			else setTimeout(() => {
-				observer.disconnect()
-				done({ frames, long: tasks.length, longest: Math.max(0, ...tasks.map(one => one.duration)), slowest })
-			}, 100)
-		}
-		requestAnimationFrame(step)
-	})`)
-	t.Logf("scrolled in %d frames, the slowest of %.0f ms; %d tasks longer than 50 ms, the longest of %.0f ms", took.Frames, took.Slowest, took.Long, took.Longest)
-	if rows := p.rowTexts(); !strings.Contains(rows[len(rows)-1], "/articles/9999") {
-		t.Errorf("at the end is %q", rows[len(rows)-1])
-	}
-
-	deliver(10000) // and as many again, which replace them
-	p.until(`[...document.querySelectorAll('#rows .row')].some(row => row.innerText.includes('/articles/19999'))`)
-	p.shows(10000)
-	p.fill("path", "/articles/1500")
-	p.shows(10) // 15000 to 15009, and not 1500, which is gone
-	p.fill("path", "")
-	p.shows(10000)
-	after, heapAfter := measure()
-	t.Logf("20,000 events: %d elements, %.1f MB of heap", after, heapAfter)
-	if nodes > 900 || after > nodes+50 {
-		t.Errorf("got %d, then %d elements; want at most 900, and no more", nodes, after)
-	}
-	if heap > 40 || heapAfter > heap+10 {
-		t.Errorf("got %.1f, then %.1f MB of heap; want at most 40, and no more", heap, heapAfter)
-	}
-}
-
 func TestKeys(t *testing.T) {
 	b := newBench(t, nil)
 	p, _ := b.open(t, 1280, 800, false)
@@ -757,7 +677,7 @@ func readAxe(t *testing.T) string {
 		npm.Dir = dir
 		if out, failed := npm.CombinedOutput(); failed != nil {
 			_ = os.Remove(filepath.Join(dir, "package-lock.json")) // so that it is tried again
-			leaveOut(t, fmt.Sprintf("accessibility was not tested: axe-core could not be installed: npm ci: %v %.300s", failed, out))
+			leaveOut(t, "the accessibility of the inspector's page", fmt.Sprintf("axe-core could not be installed: npm ci: %v %.300s", failed, strings.Join(strings.Fields(string(out)), " ")))
 		}
 		if axe, err = os.ReadFile(file); err != nil {
 			t.Fatal(err)
@@ -769,7 +689,7 @@ func readAxe(t *testing.T) string {
 // Accessibility is checked by axe-core.
 func TestAccessibility(t *testing.T) {
 	if findBrowser() == "" {
-		leaveOut(t, "the page was not tested: there is no Chromium (Debian's package chromium)")
+		leaveOut(t, "the page of the inspector", noBrowser)
 	}
 	axe := readAxe(t)
 	for _, dark := range []bool{false, true} {

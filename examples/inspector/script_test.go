@@ -9,7 +9,7 @@ import (
 func TestScripts(t *testing.T) {
 	node, err := exec.LookPath("node")
 	if err != nil {
-		leaveOut(t, "the scripts were not tested: there is no node")
+		leaveOut(t, "the scripts of the inspector by themselves", "there is no node")
 	}
 	out, err := exec.CommandContext(t.Context(), node, "--test", "jstest/").CombinedOutput()
 	if err != nil {

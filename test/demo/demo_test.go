@@ -3,14 +3,18 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/opencommit/requestmirror/test/event"
 )
 
 // output is a terminal for tests.
@@ -124,10 +128,44 @@ func TestPauseAndEnd(t *testing.T) {
 	if got := ask("GET", inspector+"/"); !strings.Contains(got, "<title>") {
 		t.Errorf("the inspector's page is %q", got)
 	}
-	for all := ""; strings.Count(all, `"status_code":200`) < 8; { // and 101, of the WebSocket
-		all = ask("GET", inspector+"/api/events.jsonl")
+	// The page shows what came, and what comes while it is open.
+	if browser := findBrowser(); browser == "" {
+		noBrowser(t)
+	} else {
+		until := open(ctx, t, browser, inspector+"/")
+		row := func(texts string) string {
+			return `[...document.querySelectorAll('#rows .row:not([hidden])')].some(row => ` + texts + `.every(text => row.innerText.includes(text)))`
+		}
+		until(`document.getElementById('state')?.dataset.state === 'live'`)
+		until(row(`['/still-fast', 'GET', '200']`))
+		ask("PUT", site+"/while-it-is-open")
+		until(row(`['/while-it-is-open', 'PUT', '200']`))
+		until(row(`['report', 'none lost']`))
+		until(`document.querySelector('#rows .is-verified') !== null && document.querySelector('#rows .bad') === null`)
+	}
+	var events []string
+	for len(events) < 9 { // 8 samples, and one since
+		events = nil
+		for line := range strings.Lines(ask("GET", inspector+"/api/events.jsonl")) {
+			got, err := event.Read([]byte(line)) // by the schemas in docs/reference
+			if err != nil {
+				t.Fatalf("the inspector has %q: %v", line, err)
+			}
+			for _, e := range got.Events {
+				status := 0
+				if e.Response != nil {
+					status = e.Response.Status
+				}
+				events = append(events, fmt.Sprintf("%s %s %d", e.Method, e.Path, status))
+			}
+		}
 		if ctx.Err() != nil {
-			t.Fatalf("the inspector has got %s", all)
+			t.Fatalf("the inspector has got %q", events)
+		}
+	}
+	for _, want := range []string{"GET /articles/42 200", "POST /api/comments 200", "GET /socket 101", "GET /still-fast 200"} {
+		if !slices.Contains(events, want) {
+			t.Errorf("got events %q; want %s among them", events, want)
 		}
 	}
 

@@ -25,7 +25,8 @@ export class Chart {
       new ResizeObserver(() => this.draw()).observe(canvas)
       canvas.addEventListener('pointermove', event => {
         const { left, width } = canvas.getBoundingClientRect()
-        this.#at = Math.round(this.#now / 1000 - 1 - span + (event.clientX - left) / width * span)
+        const end = Math.floor(this.#now / 1000)
+        this.#at = Math.min(end - span + Math.floor((event.clientX - left) / width * span), end - 1)
         this.draw()
       })
       canvas.addEventListener('pointerleave', () => {

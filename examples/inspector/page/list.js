@@ -140,7 +140,8 @@ export class List {
       const slot = this.#pool[i % size]
       used.add(slot)
       const { node } = slot
-      if (slot.shows !== item) {
+      // An item is made anew whenever the list is; what it is of stays.
+      if (slot.shows?.row !== item.row || slot.shows?.gap !== item.gap) {
         fill(node, item)
         slot.shows = item
       }
