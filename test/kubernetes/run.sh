@@ -7,6 +7,7 @@
 #   KUBERNETES_BIN, TRAEFIK_BIN   programs to take instead of the ones that are built
 #   HELM_CHART, HELM_BIN          Traefik's chart (a directory) and Helm, for the tests of the values
 #   KUBERNETES_SANDBOX=off        runs what needs no user namespaces
+#   KUBERNETES_SANDBOX=required   fails where the system forbids them, instead of skipping what needs them
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -31,7 +32,8 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 go vet ./...
 code=0
-go test -count=1 -shuffle=on -timeout 10m -v "$@" ./... >"$log" 2>&1 || code=$?
+# Twice what a loaded machine with two cores needs.
+go test -count=1 -shuffle=on -timeout 4m -v "$@" ./... >"$log" 2>&1 || code=$?
 # One line for each test, what was not tested, and all of it if something is wrong.
 if [ "$code" -ne 0 ]; then
 	cat "$log"
@@ -41,3 +43,5 @@ fi
 grep -E '^(--- |ok )' "$log"
 { grep -hoE 'NOT TESTED: .*|NO SANDBOX.*' "$log" || true; } | sort -u | while read -r line; do say "$line"; done
 say "passed in $((SECONDS - started)) s"
+seconds=$(awk '$1 == "ok" { sub("s$", "", $3); n += $3 } END { printf "%d", n }' "$log")
+[ "$seconds" -le 120 ] || say "SLOW: the tests took $seconds s, want at most 120 s; the load is $(uptime | sed 's/.*average: //')"
