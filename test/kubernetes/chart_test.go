@@ -46,7 +46,7 @@ func TestTheChartTakesTheValues(t *testing.T) {
 		t.Skip("NOT TESTED: Traefik's Helm chart, as HELM_CHART (a directory) and HELM_BIN (the program) are not both set")
 	}
 	needSandbox(t)
-	config := kubeconfig(t)
+	config := lab.cluster.kubeconfig(t)
 	run := func(args ...string) string {
 		t.Helper()
 		cmd := exec.Command(helm, args...)
@@ -82,7 +82,7 @@ func TestTheChartTakesTheValues(t *testing.T) {
 			}
 			run(append([]string{"install"}, args...)...)
 			t.Cleanup(func() { run("uninstall", "traefik", "--namespace=traefik", "--wait=hookOnly") })
-			site(t, "apps", "blog")
+			site(t, lab.cluster, "apps", "blog")
 			for _, file := range []string{"secret.yaml", "secret-for-files.yaml", "middleware.yaml", "receiver.yaml"} {
 				apply(t, shipped(t, file)...)
 			}
@@ -94,8 +94,8 @@ func TestTheChartTakesTheValues(t *testing.T) {
 			default:
 				apply(t, shipped(t, "ingress.yaml")...)
 			}
-			receiver := runDeployment(t, "apps", "receiver")
-			traefik := runDeployment(t, "traefik", "traefik", "--log.noColor=true")
+			receiver := runDeployment(t, lab.cluster, "apps", "receiver")
+			traefik := runDeployment(t, lab.cluster, "traefik", "traefik", "--log.noColor=true")
 			if !slices.ContainsFunc(traefik.spec.Volumes, func(v core.Volume) bool {
 				return test.volumes == "configMap" && v.ConfigMap != nil || test.volumes == "emptyDir" && v.EmptyDir != nil && v.Name == "request-mirror" ||
 					test.volumes == "image" && v.Image != nil
@@ -128,12 +128,13 @@ func generated(t *testing.T, args ...string) string {
 	return name
 }
 
-func kubeconfig(t *testing.T) string {
+// kubeconfig is a file for an administrator.
+func (c *cluster) kubeconfig(t *testing.T) string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "kubeconfig")
 	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: lab, contexts: [{name: lab, context: {cluster: lab, user: lab}}],
 clusters: [{name: lab, cluster: {server: "%s", certificate-authority: "%s"}}], users: [{name: lab, user: {token: "%s"}}]}`,
-		lab.cluster.config.Host, lab.cluster.ca, lab.cluster.config.BearerToken)
+		c.config.Host, c.ca, c.config.BearerToken)
 	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -232,5 +233,5 @@ func TestGeneratedSourcesAreThoseOfThePlugin(t *testing.T) {
 		return
 	}
 	apply(t, shippedTraefik(t, "rbac.yaml", "classes.yaml", "deployment.yaml", "service.yaml")...)
-	runDeployment(t, "traefik", "traefik")
+	runDeployment(t, lab.cluster, "traefik", "traefik")
 }

@@ -49,8 +49,8 @@ type cluster struct {
 	server   *process
 }
 
-// startCluster starts one, with Traefik's definitions in it, that behaves as Kubernetes of the version, such as 1.33; of
-// its own if that is empty. All it writes is in dir.
+// startCluster starts one with nothing in it, that behaves as Kubernetes of the version, such as 1.33; of its own if that
+// is empty. All it writes is in dir.
 func startCluster(ctx context.Context, dir, version string) (*cluster, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -93,9 +93,6 @@ func startCluster(ctx context.Context, dir, version string) (*cluster, error) {
 	c.server, err = start(exec.Command(server, args...))
 	if err == nil {
 		err = c.connect(ctx, token)
-	}
-	if err == nil {
-		err = c.define()
 	}
 	if err != nil {
 		c.stop()

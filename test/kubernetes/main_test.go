@@ -75,6 +75,9 @@ func run(m *testing.M) int {
 		return fail(err)
 	}
 	defer lab.cluster.stop()
+	if err := lab.cluster.define(); err != nil {
+		return fail(err)
+	}
 	if lab.sandbox {
 		if lab.dns, err = startNameServer(lab.cluster); err != nil {
 			return fail(err)

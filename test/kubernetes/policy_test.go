@@ -46,6 +46,9 @@ func policed(t *testing.T) *cluster {
 	t.Helper()
 	lab.policing.Do(func() {
 		lab.policed = newCluster(t, "policed", "")
+		if err := lab.policed.define(); err != nil {
+			t.Fatal(err)
+		}
 		enforce(t, lab.policed, "policy")
 	})
 	if lab.policed == nil {
@@ -581,15 +584,21 @@ func TestThePolicyLeavesTheRestToTraefik(t *testing.T) {
 	}
 }
 
+// oldest is the oldest Kubernetes that this API server can behave as.
+const oldest = "1.33"
+
 // TestRollingThePolicyOutOnTheOldestKubernetes does what docs/how-to/roll-out-safely.md
 // says, in that order: the trial, the policy, the trial again, without it, and with it
-// again. The API server behaves as the oldest one that it can.
+// again.
 func TestRollingThePolicyOutOnTheOldestKubernetes(t *testing.T) {
-	c := newCluster(t, "oldest", "1.33")
+	c := newCluster(t, "oldest", oldest)
 	defer c.stop()
+	if err := c.define(); err != nil {
+		t.Fatal(err)
+	}
 	version, err := c.client.Discovery().ServerVersion()
-	if err != nil || version.EmulationMinor != "33" {
-		t.Fatalf("got version %+v %v; want an emulated 1.33", version, err)
+	if err != nil || "1."+version.EmulationMinor != oldest {
+		t.Fatalf("got version %+v %v; want an emulated %s", version, err, oldest)
 	}
 	applyOne(t, c, namespace("default"))
 	old := middleware("default", "old", map[string]any{"watchURL": "http://a/", "queueSize": int64(0)})

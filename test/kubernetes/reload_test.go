@@ -52,7 +52,7 @@ func TestUpdatesUnderLoadLoseNothing(t *testing.T) {
 		}
 	}
 	apply(t, secret("reload", "reload", whsec(32)), middleware("reload", "mirror", options(0)))
-	site(t, "reload", "site")
+	site(t, lab.cluster, "reload", "site")
 	apply(t, ingress(t, "reload", "site", "reload.test", "reload-mirror@kubernetescrd"))
 	installed(t, "traefik", watched...)
 	awaitRoute(t, "reload.test")
@@ -145,7 +145,7 @@ func TestANewSecretSignsWithinASecond(t *testing.T) {
 	}
 	for _, test := range tests {
 		apply(t, mirror(test.name, test.reference, "first"))
-		site(t, "rotation", test.name)
+		site(t, lab.cluster, "rotation", test.name)
 		apply(t, ingress(t, "rotation", test.name, test.name+".rotation.test", "rotation-"+test.name+"@kubernetescrd"))
 	}
 	traefik := installed(t, "traefik", append(watched, "--log.level=DEBUG")...)

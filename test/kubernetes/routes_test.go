@@ -28,7 +28,7 @@ func installed(t *testing.T, overlay string, more ...string) *pod {
 		t.Fatal(err)
 	}
 	apply(t, parsed(t, string(text))...)
-	return runDeployment(t, "traefik", "traefik", more...)
+	return runDeployment(t, lab.cluster, "traefik", "traefik", more...)
 }
 
 // copied is a copy of the examples, with the sources of the plugin where plugin-source.sh
@@ -61,7 +61,7 @@ func TestTheShippedManifests(t *testing.T) {
 		"a middleware for the whole entry point": {"entrypoint", []string{"secret.yaml", "secret-for-files.yaml", "receiver.yaml", "an Ingress without it"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			site(t, "apps", "blog")
+			site(t, lab.cluster, "apps", "blog")
 			for _, file := range test.apply {
 				if file == "an Ingress without it" {
 					apply(t, ingress(t, "apps", "blog", "blog.example.com", ""))
@@ -69,7 +69,7 @@ func TestTheShippedManifests(t *testing.T) {
 				}
 				apply(t, shipped(t, file)...)
 			}
-			receiver := runDeployment(t, "apps", "receiver")
+			receiver := runDeployment(t, lab.cluster, "apps", "receiver")
 			traefik := installed(t, test.traefik)
 			awaitRoute(t, "blog.example.com")
 
@@ -94,7 +94,7 @@ func TestTheShippedManifests(t *testing.T) {
 func TestTheReceiverRefusesWhatIsNotSigned(t *testing.T) {
 	needSandbox(t)
 	apply(t, append(shipped(t, "secret.yaml"), shipped(t, "receiver.yaml")...)...)
-	runDeployment(t, "apps", "receiver")
+	runDeployment(t, lab.cluster, "apps", "receiver")
 	service, err := lab.cluster.client.CoreV1().Services("apps").Get(context.Background(), "receiver", meta.GetOptions{})
 	if err != nil {
 		t.Fatal(err)

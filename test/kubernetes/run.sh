@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests of Kubernetes: etcd, kube-apiserver and Traefik on this machine, without
+# Runs the tests of Kubernetes: etcd, kube-apiserver, kubectl and Traefik on this machine, without
 # containers. Arguments go to go test, such as -run TestTheShipped.
 #
 #   run.sh --if-built ...   does nothing, and says so, if the programs are not built
@@ -17,10 +17,11 @@ if [ "${1:-}" = --if-built ]; then
 	shift
 	if [ -z "${KUBERNETES_BIN:-}" ]; then
 		version=$(sed -n 's/^[[:space:]]*k8s\.io\/kubernetes \(v[0-9.]*\).*/\1/p' go.mod)
-		if [ ! -x "bin/$version/kube-apiserver" ] || [ ! -x "bin/$version/etcd" ]; then
-			say "NOT TESTED: kube-apiserver and etcd are not built. make e2e-kubernetes builds and tests, in about five minutes."
+		for program in etcd kube-apiserver kubectl; do
+			[ ! -x "bin/$version/$program" ] || continue
+			say "NOT TESTED: $program is not built. make e2e-kubernetes builds and tests, in about five minutes."
 			exit 0
-		fi
+		done
 	fi
 fi
 
