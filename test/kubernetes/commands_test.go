@@ -29,8 +29,12 @@ func TestTheCommandsOfThePagesWork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := repository(t)
-	env := []string{"PATH=" + filepath.Dir(bin) + ":" + os.Getenv("PATH"), "KUBECONFIG=" + c.kubeconfig(t), "HOME=" + t.TempDir()}
+	dir, home := repository(t), t.TempDir()
+	config, err := c.kubeconfig(home)
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := []string{"PATH=" + filepath.Dir(bin) + ":" + os.Getenv("PATH"), "KUBECONFIG=" + config, "HOME=" + home}
 	run := func(line string) string {
 		t.Helper()
 		cmd := exec.CommandContext(t.Context(), "bash", "-e", "-o", "pipefail", "-c", line)

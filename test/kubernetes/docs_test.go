@@ -186,7 +186,7 @@ func TestThePagesNameWhatIsThere(t *testing.T) {
 						}
 					}
 					if word == "-f" && words[0] == "helm" && value != "plugin-values.yaml" {
-						if !slices.ContainsFunc(charted, func(c installation) bool { return slices.Contains(c.values, filepath.Base(value)) }) {
+						if !valuesUsed(t, value) {
 							t.Errorf("%s: %s: rendered by no test", name, line)
 						}
 					}

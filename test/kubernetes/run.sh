@@ -5,7 +5,8 @@
 #   run.sh --if-built ...   does nothing, and says so, if the programs are not built
 #
 #   KUBERNETES_BIN, TRAEFIK_BIN   programs to take instead of the ones that are built
-#   HELM_CHART, HELM_BIN          Traefik's chart (a directory) and Helm, for the tests of the values
+#   HELM_CHART, HELM_BIN          Traefik's chart (a directory) and Helm, instead of what chart.sh gets
+#   KUBERNETES_CHART=required     fails without them, instead of leaving the chart's values untested
 #   KUBERNETES_SANDBOX=off        runs what needs no user namespaces
 #   KUBERNETES_SANDBOX=required   fails where the system forbids them, instead of skipping what needs them
 set -euo pipefail
@@ -13,7 +14,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 say() { printf 'kubernetes: %s\n' "$*" >&2; }
 
+how=
 if [ "${1:-}" = --if-built ]; then
+	how=$1
 	shift
 	if [ -z "${KUBERNETES_BIN:-}" ]; then
 		version=$(sed -n 's/^[[:space:]]*k8s\.io\/kubernetes \(v[0-9.]*\).*/\1/p' go.mod)
@@ -28,6 +31,11 @@ fi
 ./build.sh >/dev/null
 TRAEFIK_BIN=$(../traefik/build.sh)
 export TRAEFIK_BIN
+if [ -z "${HELM_CHART:-}" ] || [ -z "${HELM_BIN:-}" ]; then
+	chart=$(./chart.sh $how)
+	HELM_CHART=$(sed -n 1p <<<"$chart") HELM_BIN=$(sed -n 2p <<<"$chart")
+fi
+export HELM_CHART HELM_BIN
 started=$SECONDS
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
