@@ -362,16 +362,27 @@ func poll(ctx context.Context, what string, done func() (ok bool, seen any)) err
 	}
 }
 
+// freePorts returns ports that it did not return before, as two clusters may start at once.
 func freePorts(n int) ([]int, error) {
+	portsMu.Lock()
+	defer portsMu.Unlock()
 	var ports []int
-	for range n {
+	for len(ports) < n {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, err
 		}
 		// Closed at the end, so that they differ.
 		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		if port := l.Addr().(*net.TCPAddr).Port; !portsGiven[port] {
+			portsGiven[port] = true
+			ports = append(ports, port)
+		}
 	}
 	return ports, nil
 }
+
+var (
+	portsMu    sync.Mutex
+	portsGiven = map[int]bool{}
+)

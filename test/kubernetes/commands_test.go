@@ -84,7 +84,9 @@ func TestTheCommandsOfThePagesWork(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, told := range regexp.MustCompile(`(?m)^#\s+(kubectl apply .*)$`).FindAllStringSubmatch(string(text), -1) {
-			t.Logf("%s: %.200s", told[1], run(told[1]))
+			if !slices.Contains(then, told[1]) {
+				t.Logf("%s: %.200s", told[1], run(told[1]))
+			}
 		}
 		if filepath.Base(file) != "kustomization.yaml" && filepath.Base(filepath.Dir(file)) != "helm" {
 			list = append(list, file)

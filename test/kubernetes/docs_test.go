@@ -83,6 +83,7 @@ func blocks(text, lang string) []string {
 // TestThePagesShowWhatIsShipped compares each YAML of a page with the shipped files, which
 // other tests apply. What is on a page only is applied here, against the policy.
 func TestThePagesShowWhatIsShipped(t *testing.T) {
+	t.Parallel()
 	var files []any
 	err := filepath.WalkDir(examples, func(name string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() || filepath.Ext(name) != ".yaml" {
@@ -203,6 +204,7 @@ func TestThePagesNameWhatIsThere(t *testing.T) {
 var row = regexp.MustCompile("(?m)^\\| `(.+?)` \\| (`.+`) \\|$")
 
 func TestTheMessagesInTheReferenceAreThoseOfThePolicy(t *testing.T) {
+	t.Parallel()
 	c := policed(t)
 	_, table, _ := strings.Cut(page(t, "reference/admission-policy.md"), "\n| options | message |\n")
 	rows := row.FindAllStringSubmatch(table, -1)

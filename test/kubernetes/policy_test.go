@@ -41,7 +41,8 @@ func verdict(t *testing.T, c *cluster, m *unstructured.Unstructured) string {
 }
 
 // policed is a cluster in which the policy is in effect. It is not the one of the tests
-// of Traefik, which gets bad Middlewares on purpose.
+// of Traefik, which gets bad Middlewares on purpose. Tests of the policy run at the same
+// time, after those that share Traefik's ports: nothing that they do is stored.
 func policed(t *testing.T) *cluster {
 	t.Helper()
 	lab.policing.Do(func() {
@@ -277,6 +278,7 @@ func withReceiver(group, text string) string {
 }
 
 func TestThePolicySaysWhatThePluginSays(t *testing.T) {
+	t.Parallel()
 	c := policed(t)
 	for group, list := range configurations {
 		for _, text := range list.good {
@@ -321,6 +323,7 @@ func numbers(value any) any {
 
 // TestTheBoundsOfEveryOptionAreThoseOfThePlugin goes to each bound and one step beyond.
 func TestTheBoundsOfEveryOptionAreThoseOfThePlugin(t *testing.T) {
+	t.Parallel()
 	c := policed(t)
 	plugin := sources(t)
 	checked := 0
@@ -372,6 +375,7 @@ var samples = map[string]any{
 // TestOptionsThatContradictEachOther sets two options at a time, one of them to each value
 // that changes what others mean.
 func TestOptionsThatContradictEachOther(t *testing.T) {
+	t.Parallel()
 	c := policed(t)
 	plugin := sources(t)
 	values := func(o policy.Option) []any {
@@ -474,6 +478,7 @@ func base64Text(s string) string { return base64.StdEncoding.EncodeToString([]by
 // TestLargeConfigurationsPass has every option at once, and long lists and maps: the API
 // server stops a policy that is too much work.
 func TestLargeConfigurationsPass(t *testing.T) {
+	t.Parallel()
 	c := policed(t)
 	_, text, _ := strings.Cut(page(t, "reference/options.md"), "## Everything at once")
 	all := fromYAML(t, blocks(text, "yaml")[0]).(map[string]any)
@@ -500,6 +505,7 @@ func TestLargeConfigurationsPass(t *testing.T) {
 
 // TestPolicyMessages checks what users read: every problem at once, and no secret.
 func TestPolicyMessages(t *testing.T) {
+	t.Parallel()
 	c := policed(t)
 	for name, test := range map[string]struct {
 		options string
@@ -556,6 +562,7 @@ func TestPolicyMessages(t *testing.T) {
 }
 
 func TestThePolicyLeavesTheRestToTraefik(t *testing.T) {
+	t.Parallel()
 	c := policed(t)
 	for name, spec := range map[string]string{
 		"another plugin":              "plugin: {other: {queueSize: 0, zzz: 1}}",
@@ -591,6 +598,7 @@ const oldest = "1.33"
 // says, in that order: the trial, the policy, the trial again, without it, and with it
 // again.
 func TestRollingThePolicyOutOnTheOldestKubernetes(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "oldest", oldest)
 	defer c.stop()
 	if err := c.define(); err != nil {
@@ -680,6 +688,7 @@ func TestRollingThePolicyOutOnTheOldestKubernetes(t *testing.T) {
 // TestTheLanguageOfKubernetes130IsEnough compiles the expressions as the API server of
 // 1.30 does, the first one with such policies, which is too old to be emulated.
 func TestTheLanguageOfKubernetes130IsEnough(t *testing.T) {
+	t.Parallel()
 	p := &admission.ValidatingAdmissionPolicy{}
 	typed(t, only(t, shipped(t, "policy/policy.yaml"), "ValidatingAdmissionPolicy"), p)
 	compiler, err := cel.NewCompositedCompiler(environment.MustBaseEnvSet(version.MajorMinor(1, 30)))
