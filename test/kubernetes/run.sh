@@ -41,8 +41,8 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 go vet ./...
 code=0
-# Twice what a loaded machine with two cores needs.
-go test -count=1 -shuffle=on -timeout 4m -v "$@" ./... >"$log" 2>&1 || code=$?
+# Three times what it may take on two cores, as these may have other work.
+go test -count=1 -shuffle=on -timeout 6m -v "$@" ./... >"$log" 2>&1 || code=$?
 # One line for each test, what was not tested, and all of it if something is wrong.
 if [ "$code" -ne 0 ]; then
 	cat "$log"
@@ -52,5 +52,5 @@ fi
 grep -E '^(--- |ok )' "$log"
 { grep -hoE 'NOT TESTED: .*|NO SANDBOX.*' "$log" || true; } | sort -u | while read -r line; do say "$line"; done
 say "passed in $((SECONDS - started)) s"
-seconds=$(awk '$1 == "ok" { sub("s$", "", $3); n += $3 } END { printf "%d", n }' "$log")
+seconds=$(awk '$1 == "ok" { sub("s$", "", $3); if ($3 > n) n = $3 } END { printf "%d", n }' "$log")
 [ "$seconds" -le 120 ] || say "SLOW: the tests took $seconds s, want at most 120 s; the load is $(uptime | sed 's/.*average: //')"
