@@ -55,7 +55,7 @@ func TestTheCommandsOfThePagesWork(t *testing.T) {
 			for _, line := range strings.Split(strings.TrimSpace(block), "\n") {
 				switch {
 				case slices.ContainsFunc(needsANode, func(prefix string) bool { return strings.HasPrefix(line, prefix) }):
-				case strings.Contains(line, "https://"):
+				case strings.HasPrefix(line, "kubectl apply ") && strings.Contains(line, "https://"):
 					first = append(first, published(t, dir, line))
 				case strings.Contains(line, "kubectl "), strings.HasPrefix(line, "examples/"):
 					then = append(then, line)

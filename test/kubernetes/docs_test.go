@@ -69,7 +69,7 @@ func pageObjects(t *testing.T, name string) []string {
 
 // elsewhere are the parts of a configuration of Traefik or of a compose file, which the
 // tests of all pages run.
-var elsewhere = []string{"experimental", "http", "services"}
+var elsewhere = []string{"api", "entryPoints", "experimental", "http", "log", "providers", "services"}
 
 // blocks are the fenced ones of a language.
 func blocks(text, lang string) []string {
