@@ -227,7 +227,7 @@ func isStatic(tree map[string]any) bool {
 }
 
 // isOther says whether a document is a Kubernetes object that plugins are not in, which
-// the Kubernetes suite applies, or the configuration of an OpenTelemetry Collector, which
+// the Kubernetes suite applies whatever page it is on, or the configuration of an OpenTelemetry Collector, which
 // the tests of OTLP run.
 func isOther(tree map[string]any) bool {
 	kind, ok := tree["kind"]

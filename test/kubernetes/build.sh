@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Builds the kube-apiserver and the etcd that the tests of Kubernetes run, from the
-# versions pinned in go.mod beside this file, and takes the custom resources and the
+# Builds the kube-apiserver, the etcd and the kubectl that the tests of Kubernetes run, from
+# the versions pinned in go.mod beside this file, and takes the custom resources and the
 # RBAC of Traefik from the version pinned in test/traefik. The last line of standard
 # output is the directory of the programs; everything else is said on standard error.
 #
-#   KUBERNETES_BIN=/path/to/dir   take etcd and kube-apiserver from there, build neither
+#   KUBERNETES_BIN=/path/to/dir   take the programs from there, build none
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+programs=(etcd kube-apiserver kubectl)
 
 say() { printf 'kubernetes: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -38,7 +39,7 @@ if [ ! -d "bin/traefik-$traefik" ]; then
 fi
 
 if [ -n "${KUBERNETES_BIN:-}" ]; then
-	for program in etcd kube-apiserver; do
+	for program in "${programs[@]}"; do
 		[ -x "$KUBERNETES_BIN/$program" ] || die "KUBERNETES_BIN=$KUBERNETES_BIN has no executable file $program"
 	done
 	say "using KUBERNETES_BIN"
@@ -50,7 +51,11 @@ version=$(go list -mod=readonly -m -f '{{.Version}}' k8s.io/kubernetes) ||
 	die "cannot read the version of Kubernetes from go.mod"
 bin=$PWD/bin/$version
 
-if [ -x "$bin/kube-apiserver" ] && [ -x "$bin/etcd" ]; then
+missing=()
+for program in "${programs[@]}"; do
+	[ -x "$bin/$program" ] || missing+=("$program")
+done
+if [ ${#missing[@]} = 0 ]; then
 	say "$version is built already"
 	echo "$bin"
 	exit 0
@@ -85,15 +90,19 @@ compile() {
 	build=
 }
 
-say "building $version; the first build takes 3 to 8 minutes on two cores and downloads 600 MB, later runs skip it"
+say "building ${missing[*]} $version; a first build takes 3 to 9 minutes on two cores and downloads 600 MB, later runs skip it"
 started=$SECONDS
 next=15
-compile etcd "" go.etcd.io/etcd/server/v3
-# Without a version of its own the server does not know which ones it can emulate.
-compile kube-apiserver "-X k8s.io/component-base/version.gitVersion=$version" k8s.io/kubernetes/cmd/kube-apiserver
-"$tmp/etcd" --version >/dev/null || die "the etcd that was built does not start"
-"$tmp/kube-apiserver" --version >/dev/null || die "the kube-apiserver that was built does not start"
 mkdir -p "$bin"
-mv "$tmp/etcd" "$tmp/kube-apiserver" "$bin/"
+# Without a version of its own the server does not know which ones it can emulate.
+stamp="-X k8s.io/component-base/version.gitVersion=$version"
+for program in "${missing[@]}"; do
+	case $program in
+	etcd) compile etcd "" go.etcd.io/etcd/server/v3 ;;
+	*) compile "$program" "$stamp" "k8s.io/kubernetes/cmd/$program" ;;
+	esac
+	"$tmp/$program" --help >/dev/null || die "the $program that was built does not start"
+	mv "$tmp/$program" "$bin/"
+done
 say "built $version in $((SECONDS - started)) s"
 echo "$bin"

@@ -49,8 +49,8 @@ type cluster struct {
 	server   *process
 }
 
-// startCluster starts one, with Traefik's definitions in it, that behaves as Kubernetes of the version, such as 1.33; of
-// its own if that is empty. All it writes is in dir.
+// startCluster starts one with nothing in it, that behaves as Kubernetes of the version, such as 1.33; of its own if that
+// is empty. All it writes is in dir.
 func startCluster(ctx context.Context, dir, version string) (*cluster, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -93,9 +93,6 @@ func startCluster(ctx context.Context, dir, version string) (*cluster, error) {
 	c.server, err = start(exec.Command(server, args...))
 	if err == nil {
 		err = c.connect(ctx, token)
-	}
-	if err == nil {
-		err = c.define()
 	}
 	if err != nil {
 		c.stop()
@@ -365,16 +362,27 @@ func poll(ctx context.Context, what string, done func() (ok bool, seen any)) err
 	}
 }
 
+// freePorts returns ports that it did not return before, as two clusters may start at once.
 func freePorts(n int) ([]int, error) {
+	portsMu.Lock()
+	defer portsMu.Unlock()
 	var ports []int
-	for range n {
+	for len(ports) < n {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, err
 		}
 		// Closed at the end, so that they differ.
 		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		if port := l.Addr().(*net.TCPAddr).Port; !portsGiven[port] {
+			portsGiven[port] = true
+			ports = append(ports, port)
+		}
 	}
 	return ports, nil
 }
+
+var (
+	portsMu    sync.Mutex
+	portsGiven = map[int]bool{}
+)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"net"
 	"strings"
+	"sync/atomic"
+	"testing"
 
 	"golang.org/x/net/dns/dnsmessage"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -11,7 +13,7 @@ import (
 
 // nameServer answers <service>.<namespace>.svc.cluster.local, as a cluster's does.
 type nameServer struct {
-	cluster *cluster
+	cluster atomic.Pointer[cluster]
 	conn    net.PacketConn
 }
 
@@ -22,12 +24,19 @@ func startNameServer(c *cluster) (*nameServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &nameServer{cluster: c, conn: conn}
+	s := &nameServer{conn: conn}
+	s.cluster.Store(c)
 	go s.serve()
 	return s, nil
 }
 
 func (s *nameServer) close() { _ = s.conn.Close() }
+
+// lend has it answer for another cluster for the time of a test.
+func (s *nameServer) lend(t *testing.T, c *cluster) {
+	before := s.cluster.Swap(c)
+	t.Cleanup(func() { s.cluster.Store(before) })
+}
 
 func (s *nameServer) serve() {
 	buf := make([]byte, 1500)
@@ -56,7 +65,7 @@ func (s *nameServer) answer(m *dnsmessage.Message) {
 	if !found {
 		return
 	}
-	o, err := s.cluster.client.CoreV1().Services(namespace).Get(context.Background(), service, meta.GetOptions{})
+	o, err := s.cluster.Load().client.CoreV1().Services(namespace).Get(context.Background(), service, meta.GetOptions{})
 	if err != nil {
 		return
 	}

@@ -1,5 +1,5 @@
 // Package kubernetes runs Request Mirror in a cluster without containers: a real etcd,
-// kube-apiserver and Traefik, and every manifest of examples/kubernetes as it is
+// kube-apiserver, kubectl and Traefik, and every manifest of examples/kubernetes as it is
 // shipped. What a kubelet and kube-proxy would do is played: the program of a
 // Deployment is started with its arguments, volumes and service account, in a root
 // directory of its own.

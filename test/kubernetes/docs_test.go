@@ -15,8 +15,34 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// thePages are those of Kubernetes. The tests of all pages are in test/docs.
-var thePages = []string{"how-to/install-on-kubernetes.md", "how-to/roll-out-safely.md", "how-to/monitor-the-mirror.md", "reference/admission-policy.md"}
+// kubernetesPages are those with objects of Kubernetes or with kubectl. The tests of all
+// pages are in test/docs.
+func kubernetesPages(t *testing.T) []string {
+	t.Helper()
+	var list []string
+	docs := filepath.Join(root, "docs")
+	err := filepath.WalkDir(docs, func(name string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || filepath.Ext(name) != ".md" {
+			return err
+		}
+		name, err = filepath.Rel(docs, name)
+		if err != nil {
+			return err
+		}
+		text := page(t, name)
+		if strings.Contains(strings.Join(blocks(text, "ya?ml"), "\n"), "apiVersion:") || strings.Contains(strings.Join(blocks(text, "sh"), "\n"), "kubectl ") {
+			list = append(list, name)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(list) < 3 {
+		t.Fatalf("got %q; want at least 3 pages", list)
+	}
+	return list
+}
 
 func page(t *testing.T, name string) string {
 	t.Helper()
@@ -27,6 +53,24 @@ func page(t *testing.T, name string) string {
 	return string(text)
 }
 
+// pageObjects are the objects of Kubernetes that a page has, each as its text.
+func pageObjects(t *testing.T, name string) []string {
+	t.Helper()
+	var list []string
+	for _, block := range blocks(page(t, name), "ya?ml") {
+		for _, text := range strings.Split(block, "\n---\n") {
+			if strings.HasPrefix(text, "apiVersion:") || strings.Contains(text, "\napiVersion:") {
+				list = append(list, text)
+			}
+		}
+	}
+	return list
+}
+
+// elsewhere are the parts of a configuration of Traefik or of a compose file, which the
+// tests of all pages run.
+var elsewhere = []string{"api", "entryPoints", "experimental", "http", "log", "providers", "services"}
+
 // blocks are the fenced ones of a language.
 func blocks(text, lang string) []string {
 	var list []string
@@ -36,18 +80,10 @@ func blocks(text, lang string) []string {
 	return list
 }
 
-// documents are the YAML documents on a page.
-func documents(text string) []string {
-	var list []string
-	for _, block := range blocks(text, "yaml") {
-		list = append(list, strings.Split(block, "\n---\n")...)
-	}
-	return list
-}
-
 // TestThePagesShowWhatIsShipped compares each YAML of a page with the shipped files, which
-// other tests apply. What is on a page only is applied here.
+// other tests apply. What is on a page only is applied here, against the policy.
 func TestThePagesShowWhatIsShipped(t *testing.T) {
+	t.Parallel()
 	var files []any
 	err := filepath.WalkDir(examples, func(name string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() || filepath.Ext(name) != ".yaml" {
@@ -70,8 +106,8 @@ func TestThePagesShowWhatIsShipped(t *testing.T) {
 		t.Fatal(err)
 	}
 	shown, applied := 0, 0
-	for _, name := range thePages {
-		for _, text := range documents(page(t, name)) {
+	for _, name := range kubernetesPages(t) {
+		for _, text := range strings.Split(strings.Join(blocks(page(t, name), "ya?ml"), "\n---\n"), "\n---\n") {
 			var tree map[string]any
 			if err := yaml.Unmarshal([]byte(text), &tree); err != nil {
 				t.Errorf("%s: %v:\n%s", name, err, text)
@@ -84,16 +120,22 @@ func TestThePagesShowWhatIsShipped(t *testing.T) {
 				shown++
 				continue
 			}
-			if tree["kind"] != "Middleware" {
-				t.Errorf("%s: this is in no shipped file:\n%s", name, text)
+			if tree["apiVersion"] == nil {
+				if !slices.ContainsFunc(elsewhere, func(part string) bool { return tree[part] != nil }) {
+					t.Errorf("%s: this is in no shipped file:\n%s", name, text)
+				}
 				continue
 			}
 			applied++
 			c := policed(t)
 			o := parsed(t, text)[0]
-			applyOne(t, c, namespace(o.GetNamespace()))
-			if said := verdict(t, c, o); said != "" {
-				t.Errorf("%s: the policy says %q of\n%s", name, said, text)
+			applyOne(t, c, namespace(namespaceOf(o)))
+			if o.GetKind() == "Middleware" {
+				if said := verdict(t, c, o); said != "" {
+					t.Errorf("%s: the policy says %q of\n%s", name, said, text)
+				}
+			} else if _, err := c.apply(t.Context(), o, true); err != nil {
+				t.Errorf("%s: %v:\n%s", name, err, text)
 			}
 		}
 	}
@@ -102,7 +144,7 @@ func TestThePagesShowWhatIsShipped(t *testing.T) {
 	}
 }
 
-// TestThePagesNameWhatIsThere goes through the commands. What they apply, other tests do.
+// TestThePagesNameWhatIsThere goes through the commands. Those of kubectl another test runs.
 func TestThePagesNameWhatIsThere(t *testing.T) {
 	gateway, err := pinned("../traefik/go.mod", regexp.MustCompile(`(?m)^\s*sigs\.k8s\.io/gateway-api (v\S+)`))
 	if err != nil {
@@ -113,13 +155,8 @@ func TestThePagesNameWhatIsThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	minor := traefik[:strings.LastIndex(traefik, ".")]
-	appliedByTests := []string{
-		"examples/kubernetes", "examples/kubernetes/traefik", "examples/kubernetes/entrypoint", "examples/kubernetes/policy",
-		"examples/kubernetes/policy-trial", "examples/kubernetes/middleware.yaml", "examples/kubernetes/ingress.yaml",
-		"examples/kubernetes/metrics.yaml", "examples/kubernetes/podmonitor.yaml", "-",
-	}
 	n := 0
-	for _, name := range thePages {
+	for _, name := range kubernetesPages(t) {
 		for _, block := range blocks(page(t, name), "sh") {
 			for _, line := range strings.Split(strings.TrimSpace(block), "\n") {
 				n++
@@ -146,10 +183,6 @@ func TestThePagesNameWhatIsThere(t *testing.T) {
 							t.Errorf("%s: %s: want the Gateway API %s, as tested", name, word, gateway)
 						}
 					}
-					if (word == "-k" || word == "-f") && strings.Contains(line, "kubectl apply") && !strings.HasPrefix(value, "https://") &&
-						!slices.Contains(appliedByTests, value) {
-						t.Errorf("%s: %s: applied by no test", name, line)
-					}
 					if word == "-f" && words[0] == "docker" {
 						recipe, err := os.ReadFile(filepath.Join(root, value))
 						if err != nil || !strings.Contains(string(recipe), "# "+line+"\n") {
@@ -157,7 +190,7 @@ func TestThePagesNameWhatIsThere(t *testing.T) {
 						}
 					}
 					if word == "-f" && words[0] == "helm" && value != "plugin-values.yaml" {
-						if !slices.ContainsFunc(charted, func(c installation) bool { return slices.Contains(c.values, filepath.Base(value)) }) {
+						if !valuesUsed(t, value) {
 							t.Errorf("%s: %s: rendered by no test", name, line)
 						}
 					}
@@ -174,6 +207,7 @@ func TestThePagesNameWhatIsThere(t *testing.T) {
 var row = regexp.MustCompile("(?m)^\\| `(.+?)` \\| (`.+`) \\|$")
 
 func TestTheMessagesInTheReferenceAreThoseOfThePolicy(t *testing.T) {
+	t.Parallel()
 	c := policed(t)
 	_, table, _ := strings.Cut(page(t, "reference/admission-policy.md"), "\n| options | message |\n")
 	rows := row.FindAllStringSubmatch(table, -1)

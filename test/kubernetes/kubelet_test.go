@@ -28,6 +28,7 @@ import (
 // own. All pods share the network of the sandbox.
 type pod struct {
 	*process
+	cluster   *cluster
 	namespace string
 	root      string
 	spec      core.PodSpec
@@ -37,27 +38,27 @@ type pod struct {
 
 // runDeployment starts the first container of a Deployment as the API server has it,
 // with more arguments if a test needs them, and waits until it is ready.
-func runDeployment(t *testing.T, namespace, name string, more ...string) *pod {
+func runDeployment(t *testing.T, c *cluster, namespace, name string, more ...string) *pod {
 	t.Helper()
 	needSandbox(t)
-	d, err := lab.cluster.client.AppsV1().Deployments(namespace).Get(context.Background(), name, meta.GetOptions{})
+	d, err := c.client.AppsV1().Deployments(namespace).Get(context.Background(), name, meta.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := newPod(t, d, more...)
+	p := newPod(t, c, d, more...)
 	p.awaitReady(t)
 	return p
 }
 
 // newPod starts it without waiting.
-func newPod(t *testing.T, d *apps.Deployment, more ...string) *pod {
+func newPod(t *testing.T, in *cluster, d *apps.Deployment, more ...string) *pod {
 	t.Helper()
 	root, err := os.MkdirTemp(lab.dir, "pod-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(root) })
-	p := &pod{namespace: d.Namespace, root: root, spec: d.Spec.Template.Spec, volumes: map[string]string{}}
+	p := &pod{cluster: in, namespace: d.Namespace, root: root, spec: d.Spec.Template.Spec, volumes: map[string]string{}}
 	c := p.spec.Containers[0]
 	program := lab.traefik
 	if strings.Contains(c.Image, "receiver") {
@@ -240,7 +241,7 @@ func (p *pod) write(name string) error {
 		content := map[string][]byte{}
 		switch {
 		case volume.ConfigMap != nil:
-			o, err := lab.cluster.client.CoreV1().ConfigMaps(p.namespace).Get(ctx, volume.ConfigMap.Name, meta.GetOptions{})
+			o, err := p.cluster.client.CoreV1().ConfigMaps(p.namespace).Get(ctx, volume.ConfigMap.Name, meta.GetOptions{})
 			if err != nil {
 				return err
 			}
@@ -248,7 +249,7 @@ func (p *pod) write(name string) error {
 				content[key] = []byte(text)
 			}
 		case volume.Secret != nil:
-			o, err := lab.cluster.client.CoreV1().Secrets(p.namespace).Get(ctx, volume.Secret.SecretName, meta.GetOptions{})
+			o, err := p.cluster.client.CoreV1().Secrets(p.namespace).Get(ctx, volume.Secret.SecretName, meta.GetOptions{})
 			if apierrors.IsNotFound(err) && volume.Secret.Optional != nil && *volume.Secret.Optional {
 				return nil
 			}
@@ -295,11 +296,11 @@ func (p *pod) account() error {
 	if name == "" {
 		return nil // nobody here makes the default one
 	}
-	token, err := lab.cluster.tokenOf(context.Background(), p.namespace, name)
+	token, err := p.cluster.tokenOf(context.Background(), p.namespace, name)
 	if err != nil {
 		return err
 	}
-	ca, err := os.ReadFile(lab.cluster.ca)
+	ca, err := os.ReadFile(p.cluster.ca)
 	if err != nil {
 		return err
 	}
@@ -313,14 +314,14 @@ func (p *pod) account() error {
 // environment is that of the manifest, and where the API server is. Nothing of ours is
 // in it: Traefik would take KUBECONFIG over all that its arguments say.
 func (p *pod) environment(c core.Container) ([]string, error) {
-	env := []string{"KUBERNETES_SERVICE_HOST=127.0.0.1", "KUBERNETES_SERVICE_PORT=" + strconv.Itoa(lab.cluster.port)}
+	env := []string{"KUBERNETES_SERVICE_HOST=127.0.0.1", "KUBERNETES_SERVICE_PORT=" + strconv.Itoa(p.cluster.port)}
 	for _, e := range c.Env {
 		value := e.Value
 		if e.ValueFrom != nil {
 			switch {
 			case e.ValueFrom.SecretKeyRef != nil:
 				ref := e.ValueFrom.SecretKeyRef
-				secret, err := lab.cluster.client.CoreV1().Secrets(p.namespace).Get(context.Background(), ref.Name, meta.GetOptions{})
+				secret, err := p.cluster.client.CoreV1().Secrets(p.namespace).Get(context.Background(), ref.Name, meta.GetOptions{})
 				if err != nil {
 					return nil, err
 				}

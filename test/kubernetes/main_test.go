@@ -2,6 +2,7 @@ package kubernetes
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -45,11 +46,15 @@ func run(m *testing.M) int {
 			return fail(err)
 		}
 		os.Setenv(boxed, dir)
-		// Without it, the tests do what they can: KUBERNETES_SANDBOX=off shows what.
-		if os.Getenv("KUBERNETES_SANDBOX") != "off" {
+		// Without it, the tests do what they can, unless it is required.
+		sandbox := os.Getenv("KUBERNETES_SANDBOX")
+		if sandbox != "off" {
 			if code, ran := rerun(dir); ran {
 				return code
 			}
+		}
+		if sandbox == "required" {
+			return fail(errors.New("NO SANDBOX, as the system allows no user namespaces, and KUBERNETES_SANDBOX=required"))
 		}
 		fmt.Fprintln(os.Stderr, "kubernetes: NO SANDBOX, as the system allows no user namespaces: Traefik is not run, and what needs it is skipped")
 	} else {
@@ -70,6 +75,9 @@ func run(m *testing.M) int {
 		return fail(err)
 	}
 	defer lab.cluster.stop()
+	if err := lab.cluster.define(); err != nil {
+		return fail(err)
+	}
 	if lab.sandbox {
 		if lab.dns, err = startNameServer(lab.cluster); err != nil {
 			return fail(err)

@@ -110,16 +110,11 @@ func namespace(name string) *unstructured.Unstructured {
 	}}
 }
 
-// define applies what users of Traefik do before anything else, as Traefik publishes
-// it: see build.sh. It stays.
+// define applies what users of Traefik do before anything else. It stays.
 func (c *cluster) define() error {
-	version, err := pinned("../traefik/go.mod", traefikPin)
+	files, err := definitions("*.yml")
 	if err != nil {
 		return err
-	}
-	files, err := filepath.Glob(filepath.Join("bin", "traefik-"+version, "*.yml"))
-	if err != nil || len(files) == 0 {
-		return errors.New("no definitions of Traefik: take them with test/kubernetes/build.sh")
 	}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
@@ -137,6 +132,20 @@ func (c *cluster) define() error {
 		}
 	}
 	return nil
+}
+
+// definitions are the files of a pattern that Traefik and the Gateway API publish: see
+// build.sh.
+func definitions(pattern string) ([]string, error) {
+	version, err := pinned("../traefik/go.mod", traefikPin)
+	if err != nil {
+		return nil, err
+	}
+	files, err := filepath.Glob(filepath.Join("bin", "traefik-"+version, pattern))
+	if err == nil && len(files) == 0 {
+		err = fmt.Errorf("no definitions of Traefik, %s: take them with test/kubernetes/build.sh", pattern)
+	}
+	return files, err
 }
 
 // middleware is one of the plugin with some options.

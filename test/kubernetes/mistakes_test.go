@@ -71,7 +71,7 @@ func TestWhatUsersSeeOfMistakes(t *testing.T) {
 		"emptied":        {"plugin: {requestmirror: {watchURL: RECEIVER}}", 404, false, "no configuration or too many plugin definition", "no configuration or too many plugin definition"},
 	}
 	apply(t, secret("mistakes", "here", "nothing"))
-	site(t, "mistakes", "site")
+	site(t, lab.cluster, "mistakes", "site")
 	for name, mistake := range mistakes {
 		m := withSpec(t, strings.ReplaceAll(mistake.spec, "RECEIVER", "'"+receiver.url+"'"))
 		m.SetNamespace("mistakes")
@@ -172,7 +172,7 @@ func TestAPluginThatDoesNotLoad(t *testing.T) {
 			})
 			apply(t, shippedTraefik(t, "rbac.yaml", "classes.yaml", "deployment.yaml")...)
 			apply(t, middleware("mistakes", "broken", map[string]any{"watchURL": "http://a/"}))
-			site(t, "mistakes", "site")
+			site(t, lab.cluster, "mistakes", "site")
 			apply(t, ingress(t, "mistakes", "site", "broken.mistakes.test", "mistakes-broken@kubernetescrd"))
 			good := ingress(t, "mistakes", "site", "good.mistakes.test", "")
 			good.SetName("good")
@@ -182,7 +182,7 @@ func TestAPluginThatDoesNotLoad(t *testing.T) {
 				t.Fatal(err)
 			}
 			if abort {
-				p := newPod(t, d)
+				p := newPod(t, lab.cluster, d)
 				await(t, "Traefik to give up", func() (bool, any) { return p.ended(), p.log.tail() })
 				if code := p.cmd.ProcessState.ExitCode(); code == 0 {
 					t.Error("got exit code 0; want another")
@@ -192,7 +192,7 @@ func TestAPluginThatDoesNotLoad(t *testing.T) {
 				}
 				return
 			}
-			p := newPod(t, d, "--experimental.abortOnPluginFailure=false", "--log.noColor=true")
+			p := newPod(t, lab.cluster, d, "--experimental.abortOnPluginFailure=false", "--log.noColor=true")
 			p.awaitReady(t)
 			awaitRoute(t, "good.mistakes.test")
 			status, _, err := post("broken.mistakes.test", "/", "")

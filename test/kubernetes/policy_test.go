@@ -41,11 +41,15 @@ func verdict(t *testing.T, c *cluster, m *unstructured.Unstructured) string {
 }
 
 // policed is a cluster in which the policy is in effect. It is not the one of the tests
-// of Traefik, which gets bad Middlewares on purpose.
+// of Traefik, which gets bad Middlewares on purpose. Tests of the policy run at the same
+// time, after those that share Traefik's ports: nothing that they do is stored.
 func policed(t *testing.T) *cluster {
 	t.Helper()
 	lab.policing.Do(func() {
 		lab.policed = newCluster(t, "policed", "")
+		if err := lab.policed.define(); err != nil {
+			t.Fatal(err)
+		}
 		enforce(t, lab.policed, "policy")
 	})
 	if lab.policed == nil {
@@ -274,6 +278,7 @@ func withReceiver(group, text string) string {
 }
 
 func TestThePolicySaysWhatThePluginSays(t *testing.T) {
+	t.Parallel()
 	c := policed(t)
 	for group, list := range configurations {
 		for _, text := range list.good {
@@ -318,6 +323,7 @@ func numbers(value any) any {
 
 // TestTheBoundsOfEveryOptionAreThoseOfThePlugin goes to each bound and one step beyond.
 func TestTheBoundsOfEveryOptionAreThoseOfThePlugin(t *testing.T) {
+	t.Parallel()
 	c := policed(t)
 	plugin := sources(t)
 	checked := 0
@@ -369,6 +375,7 @@ var samples = map[string]any{
 // TestOptionsThatContradictEachOther sets two options at a time, one of them to each value
 // that changes what others mean.
 func TestOptionsThatContradictEachOther(t *testing.T) {
+	t.Parallel()
 	c := policed(t)
 	plugin := sources(t)
 	values := func(o policy.Option) []any {
@@ -471,6 +478,7 @@ func base64Text(s string) string { return base64.StdEncoding.EncodeToString([]by
 // TestLargeConfigurationsPass has every option at once, and long lists and maps: the API
 // server stops a policy that is too much work.
 func TestLargeConfigurationsPass(t *testing.T) {
+	t.Parallel()
 	c := policed(t)
 	_, text, _ := strings.Cut(page(t, "reference/options.md"), "## Everything at once")
 	all := fromYAML(t, blocks(text, "yaml")[0]).(map[string]any)
@@ -497,6 +505,7 @@ func TestLargeConfigurationsPass(t *testing.T) {
 
 // TestPolicyMessages checks what users read: every problem at once, and no secret.
 func TestPolicyMessages(t *testing.T) {
+	t.Parallel()
 	c := policed(t)
 	for name, test := range map[string]struct {
 		options string
@@ -553,6 +562,7 @@ func TestPolicyMessages(t *testing.T) {
 }
 
 func TestThePolicyLeavesTheRestToTraefik(t *testing.T) {
+	t.Parallel()
 	c := policed(t)
 	for name, spec := range map[string]string{
 		"another plugin":              "plugin: {other: {queueSize: 0, zzz: 1}}",
@@ -581,15 +591,22 @@ func TestThePolicyLeavesTheRestToTraefik(t *testing.T) {
 	}
 }
 
+// oldest is the oldest Kubernetes that this API server can behave as.
+const oldest = "1.33"
+
 // TestRollingThePolicyOutOnTheOldestKubernetes does what docs/how-to/roll-out-safely.md
 // says, in that order: the trial, the policy, the trial again, without it, and with it
-// again. The API server behaves as the oldest one that it can.
+// again.
 func TestRollingThePolicyOutOnTheOldestKubernetes(t *testing.T) {
-	c := newCluster(t, "oldest", "1.33")
+	t.Parallel()
+	c := newCluster(t, "oldest", oldest)
 	defer c.stop()
+	if err := c.define(); err != nil {
+		t.Fatal(err)
+	}
 	version, err := c.client.Discovery().ServerVersion()
-	if err != nil || version.EmulationMinor != "33" {
-		t.Fatalf("got version %+v %v; want an emulated 1.33", version, err)
+	if err != nil || "1."+version.EmulationMinor != oldest {
+		t.Fatalf("got version %+v %v; want an emulated %s", version, err, oldest)
 	}
 	applyOne(t, c, namespace("default"))
 	old := middleware("default", "old", map[string]any{"watchURL": "http://a/", "queueSize": int64(0)})
@@ -671,6 +688,7 @@ func TestRollingThePolicyOutOnTheOldestKubernetes(t *testing.T) {
 // TestTheLanguageOfKubernetes130IsEnough compiles the expressions as the API server of
 // 1.30 does, the first one with such policies, which is too old to be emulated.
 func TestTheLanguageOfKubernetes130IsEnough(t *testing.T) {
+	t.Parallel()
 	p := &admission.ValidatingAdmissionPolicy{}
 	typed(t, only(t, shipped(t, "policy/policy.yaml"), "ValidatingAdmissionPolicy"), p)
 	compiler, err := cel.NewCompositedCompiler(environment.MustBaseEnvSet(version.MajorMinor(1, 30)))

@@ -12,8 +12,25 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
-// watched are arguments for tests that look into Traefik.
-var watched = []string{"--api.insecure=true", "--providers.providersThrottleDuration=100ms", "--log.noColor=true"}
+// watched are arguments for tests that look into Traefik. What it does they leave as it
+// is shipped.
+var watched = []string{"--api.insecure=true", "--log.noColor=true"}
+
+// throttle is providersThrottleDuration, of which the shipped files say nothing: for so
+// long after a change Traefik takes no other one from the same provider.
+const throttle = 2 * time.Second
+
+// awaitQuiet waits until Traefik would take a change at once. It must log at DEBUG.
+func awaitQuiet(t *testing.T, traefik *pod) {
+	t.Helper()
+	changes, last := -1, time.Now()
+	await(t, "Traefik to take changes at once", func() (bool, any) {
+		if n := strings.Count(traefik.log.String(), "Configuration received"); n != changes {
+			changes, last = n, time.Now()
+		}
+		return time.Since(last) > throttle, fmt.Sprintf("%d changes", changes)
+	})
+}
 
 // secret is one with a signing secret in it.
 func secret(namespace, name, signing string) *unstructured.Unstructured {
@@ -23,7 +40,7 @@ func secret(namespace, name, signing string) *unstructured.Unstructured {
 	}}
 }
 
-// TestUpdatesUnderLoadLoseNothing changes a Middleware ten times while requests come in:
+// TestUpdatesUnderLoadLoseNothing changes a Middleware five times while requests come in:
 // each change makes a new pipeline.
 func TestUpdatesUnderLoadLoseNothing(t *testing.T) {
 	needSandbox(t)
@@ -35,7 +52,7 @@ func TestUpdatesUnderLoadLoseNothing(t *testing.T) {
 		}
 	}
 	apply(t, secret("reload", "reload", whsec(32)), middleware("reload", "mirror", options(0)))
-	site(t, "reload", "site")
+	site(t, lab.cluster, "reload", "site")
 	apply(t, ingress(t, "reload", "site", "reload.test", "reload-mirror@kubernetescrd"))
 	installed(t, "traefik", watched...)
 	awaitRoute(t, "reload.test")
@@ -58,7 +75,7 @@ func TestUpdatesUnderLoadLoseNothing(t *testing.T) {
 			}
 		}()
 	}
-	for revision := 1; revision <= 10; revision++ {
+	for revision := 1; revision <= 5; revision++ {
 		applyOne(t, lab.cluster, middleware("reload", "mirror", options(revision)))
 		await(t, fmt.Sprintf("events of revision %d", revision), func() (bool, any) {
 			n := len(receiver.have(func(e event) bool { return e.Data.Attributes["revision"] == fmt.Sprint(revision) }))
@@ -88,56 +105,81 @@ func TestUpdatesUnderLoadLoseNothing(t *testing.T) {
 		t.Errorf("got the events of %d requests; want those of all %d", len(paths), total)
 	}
 	receiver.check(t)
-	t.Logf("%d requests over 10 updates, none failed and none lost", total)
+	t.Logf("%d requests over 5 updates, none failed and none lost", total)
 }
 
 // TestANewSecretSignsWithinASecond replaces what is in a Secret, once as Traefik reads it,
-// once as a file in Traefik's pod. What Traefik shows of both differs.
+// once as a file in Traefik's pod. What Traefik shows of both differs. Where another
+// change came just before, Traefik waits.
 func TestANewSecretSignsWithinASecond(t *testing.T) {
 	needSandbox(t)
 	before, after := whsec(32), whsec(40)
 	receiver := newRecorder(t, before, after)
-	apply(t, secret("rotation", "rotation", before), secret("traefik", "request-mirror", before))
-	for name, reference := range map[string]string{"urn": "urn:k8s:secret:rotation:signing", "file": "file:/run/secrets/request-mirror/signing"} {
-		apply(t, middleware("rotation", name, map[string]any{"watchURL": receiver.url, "signingSecrets": []any{reference}, "strict": true}))
-		site(t, "rotation", name)
-		apply(t, ingress(t, "rotation", name, name+".rotation.test", "rotation-"+name+"@kubernetescrd"))
+	tests := []struct {
+		name      string
+		reference string
+		quiet     bool // no other change came just before
+		change    func(traefik *pod) error
+		within    time.Duration // as the page says
+		shown     bool
+	}{
+		{"urn", "urn:k8s:secret:rotation:signing", true, func(*pod) error {
+			return applyServed(lab.cluster, secret("rotation", "rotation", after))
+		}, time.Second, true},
+		{"busy", "urn:k8s:secret:busy:signing", false, func(*pod) error {
+			return applyServed(lab.cluster, secret("rotation", "busy", after))
+		}, throttle + time.Second, true},
+		// Files are looked at once a second, whatever Traefik does.
+		{"file", "file:/run/secrets/request-mirror/signing", false, func(traefik *pod) error {
+			if err := applyServed(lab.cluster, secret("traefik", "request-mirror", after)); err != nil {
+				return err
+			}
+			return traefik.write("secrets") // as a kubelet does within a minute
+		}, time.Second, false},
+	}
+	apply(t, secret("rotation", "rotation", before), secret("rotation", "busy", before), secret("traefik", "request-mirror", before))
+	mirror := func(name, reference, revision string) *unstructured.Unstructured {
+		return middleware("rotation", name, map[string]any{
+			"watchURL": receiver.url, "signingSecrets": []any{reference}, "attributes": map[string]any{"revision": revision}, "strict": true,
+		})
+	}
+	for _, test := range tests {
+		apply(t, mirror(test.name, test.reference, "first"))
+		site(t, lab.cluster, "rotation", test.name)
+		apply(t, ingress(t, "rotation", test.name, test.name+".rotation.test", "rotation-"+test.name+"@kubernetescrd"))
 	}
 	traefik := installed(t, "traefik", append(watched, "--log.level=DEBUG")...)
 
-	for _, test := range []struct {
-		name   string
-		change func()
-		within time.Duration
-		shown  bool
-	}{
-		{"urn", func() { applyOne(t, lab.cluster, secret("rotation", "rotation", after)) }, time.Second, true},
-		// Files are looked at once a second.
-		{"file", func() {
-			applyOne(t, lab.cluster, secret("traefik", "request-mirror", after))
-			if err := traefik.write("secrets"); err != nil { // as a kubelet does within a minute
-				t.Fatal(err)
-			}
-		}, 2 * time.Second, false},
-	} {
+	for _, test := range tests {
 		host := test.name + ".rotation.test"
 		awaitRoute(t, host)
-		post(host, "/"+test.name+"/before", "")
-		if e := receiver.awaitEvent(t, "/"+test.name+"/before"); e.Secret != before {
-			t.Fatalf("%s: signed with %s; want the first secret", test.name, e.Secret)
-		}
-		test.change()
-		changed := time.Now()
 		n := 0
-		await(t, "an event that the new secret signs", func() (bool, any) {
-			n++
-			post(host, fmt.Sprintf("/%s/%d", test.name, n), "")
-			signed := receiver.have(func(e event) bool { return e.Data.Server.Address == host && e.Secret == after })
-			return len(signed) > 0, n
+		awaitSigned := func(what string, wanted func(event) bool) {
+			t.Helper()
+			await(t, test.name+": "+what, func() (bool, any) {
+				n++
+				post(host, fmt.Sprintf("/%s/%d", test.name, n), "")
+				signed := receiver.have(func(e event) bool { return e.Data.Server.Address == host && wanted(e) })
+				return len(signed) > 0, n
+			})
+		}
+		if test.quiet {
+			awaitQuiet(t, traefik)
+		} else {
+			applyOne(t, lab.cluster, mirror(test.name, test.reference, "second"))
+		}
+		awaitSigned("an event that the first secret signs", func(e event) bool {
+			return e.Secret == before && (test.quiet || e.Data.Attributes["revision"] == "second")
 		})
+		changed := time.Now()
+		if err := test.change(traefik); err != nil {
+			t.Fatal(err)
+		}
+		awaitSigned("an event that the new secret signs", func(e event) bool { return e.Secret == after })
 		took := time.Since(changed)
 		t.Logf("%s: signed with the new secret after %v", test.name, took.Round(time.Millisecond))
-		if took > test.within {
+		// A second more, where the machine has other work.
+		if took > test.within+time.Second {
 			t.Errorf("%s: signed with the new secret after %v; want at most %v", test.name, took, test.within)
 		}
 		_, api := api(t, "/api/http/middlewares/rotation-"+test.name+"@kubernetescrd")

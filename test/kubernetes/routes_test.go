@@ -30,7 +30,7 @@ func installed(t *testing.T, overlay string, more ...string) *pod {
 		t.Fatal(err)
 	}
 	apply(t, parsed(t, string(text))...)
-	return runDeployment(t, "traefik", "traefik", more...)
+	return runDeployment(t, lab.cluster, "traefik", "traefik", more...)
 }
 
 // copied is a copy of the examples, with the sources of the plugin where plugin-source.sh
@@ -63,7 +63,7 @@ func TestTheShippedManifests(t *testing.T) {
 		"a middleware for the whole entry point": {"entrypoint", []string{"secret.yaml", "secret-for-files.yaml", "receiver.yaml", "an Ingress without it"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			site(t, "apps", "blog")
+			site(t, lab.cluster, "apps", "blog")
 			for _, file := range test.apply {
 				if file == "an Ingress without it" {
 					apply(t, ingress(t, "apps", "blog", "blog.example.com", ""))
@@ -71,7 +71,7 @@ func TestTheShippedManifests(t *testing.T) {
 				}
 				apply(t, shipped(t, file)...)
 			}
-			receiver := runDeployment(t, "apps", "receiver")
+			receiver := runDeployment(t, lab.cluster, "apps", "receiver")
 			traefik := installed(t, test.traefik)
 			awaitRoute(t, "blog.example.com")
 
@@ -97,11 +97,11 @@ func TestTheShippedManifests(t *testing.T) {
 // against the pods.
 func TestTheMetricsOfAPod(t *testing.T) {
 	needSandbox(t)
-	site(t, "apps", "blog")
+	site(t, lab.cluster, "apps", "blog")
 	for _, file := range []string{"secret.yaml", ".", "metrics.yaml"} {
 		apply(t, shipped(t, file)...)
 	}
-	runDeployment(t, "apps", "receiver")
+	runDeployment(t, lab.cluster, "apps", "receiver")
 	traefik := installed(t, "traefik")
 	awaitRoute(t, "blog.example.com")
 
@@ -152,7 +152,7 @@ func TestTheMetricsOfAPod(t *testing.T) {
 func TestTheReceiverRefusesWhatIsNotSigned(t *testing.T) {
 	needSandbox(t)
 	apply(t, append(shipped(t, "secret.yaml"), shipped(t, "receiver.yaml")...)...)
-	runDeployment(t, "apps", "receiver")
+	runDeployment(t, lab.cluster, "apps", "receiver")
 	service, err := lab.cluster.client.CoreV1().Services("apps").Get(context.Background(), "receiver", meta.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -175,11 +175,6 @@ func TestEveryShippedFileIsUsed(t *testing.T) {
 		"metrics.yaml", "podmonitor.yaml",
 	} {
 		used[name] = true
-	}
-	for _, c := range charted {
-		for _, name := range c.values {
-			used[filepath.Join("helm", name)] = true
-		}
 	}
 	for _, dir := range []string{".", "traefik", "entrypoint", "policy", "policy-trial"} {
 		name := filepath.Join(dir, "kustomization.yaml")
@@ -207,6 +202,9 @@ func TestEveryShippedFileIsUsed(t *testing.T) {
 		rel, err := filepath.Rel(examples, name)
 		if err == nil && filepath.Ext(name) == ".yaml" {
 			found++
+			if filepath.Dir(rel) == "helm" {
+				used[rel] = valuesUsed(t, rel)
+			}
 			if !used[rel] {
 				t.Errorf("%s: applied by no test", rel)
 			}

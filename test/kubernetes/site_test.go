@@ -51,7 +51,7 @@ func awaitRoute(t *testing.T, host string) {
 }
 
 // site is a Service with one pod, which the test itself plays.
-func site(t *testing.T, namespace, name string) {
+func site(t *testing.T, c *cluster, namespace, name string) {
 	t.Helper()
 	siteMu.Lock()
 	next++
@@ -67,7 +67,7 @@ func site(t *testing.T, namespace, name string) {
 	})}
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(func() { _ = server.Close() })
-	apply(t, parsed(t, fmt.Sprintf(`
+	applyTo(t, c, parsed(t, fmt.Sprintf(`
 apiVersion: v1
 kind: Service
 metadata: {name: %[2]s, namespace: %[1]s}

@@ -32,6 +32,7 @@ language=$(awk '$1 == "go" { print $2 }' "$published")
 		tool (
 			go.etcd.io/etcd/server/v3
 			k8s.io/kubernetes/cmd/kube-apiserver
+			k8s.io/kubernetes/cmd/kubectl
 		)
 
 		require (

@@ -45,6 +45,9 @@ var wrappers = map[string]string{"readPEM": "text", "canonicalModes": "table"}
 // methods of reader that read an option.
 var methods = []string{"text", "choice", "boolean", "integer", "fraction", "patterns", "duration", "size", "list", "table"}
 
+// others are those of its methods that read none.
+var others = []string{"content", "has", "problem", "secret", "secretIn", "spell", "unknown", "write"}
+
 // Read reads the sources of the plugin in a directory.
 func Read(dir string) (*Plugin, error) {
 	names, err := filepath.Glob(filepath.Join(dir, "*.go"))
@@ -157,7 +160,11 @@ func (s *source) call(call *ast.CallExpr) {
 	var args []ast.Expr
 	switch f := call.Fun.(type) {
 	case *ast.SelectorExpr:
-		if t := s.info.Types[f.X].Type; t == nil || !strings.HasSuffix(t.String(), "requestmirror.reader") || !slices.Contains(methods, f.Sel.Name) {
+		if t := s.info.Types[f.X].Type; t == nil || !strings.HasSuffix(t.String(), "requestmirror.reader") || slices.Contains(others, f.Sel.Name) {
+			return
+		}
+		if !slices.Contains(methods, f.Sel.Name) {
+			s.problems = append(s.problems, s.fset.Position(call.Pos()).String()+": reader."+f.Sel.Name+" is neither in methods nor in others; the policy cannot know what it reads")
 			return
 		}
 		kind = f.Sel.Name
