@@ -18,7 +18,7 @@ import (
 // so that the one worker of a pipeline is busy with its first event and waits. Three
 // states of the queue are told apart, because the request path differs:
 //
-//	empty    a receiver that keeps up: fewer events wait than make a backlog
+//	empty    a receiver that keeps up: few events wait
 //	waiting  a backlog is building up
 //	full     every request is a drop
 //
@@ -29,7 +29,7 @@ import (
 
 const (
 	// lanes are the pipelines over which the requests of "empty" are spread, perLane
-	// of them each, which is less than a backlog.
+	// of them each.
 	lanes   = 64
 	perLane = 7
 	// batchBytes bounds what is held at once, far below memoryLimit.
@@ -348,6 +348,34 @@ func BenchmarkOverNoop(b *testing.B) {
 				b.ReportMetric(float64(mallocs)-float64(baseMallocs), "added-allocs")
 			})
 		}
+	}
+}
+
+// TestTheRequestPathAllocatesLittle holds what every request pays, in terms of what decides
+// about its time in Traefik, and is the same on every machine.
+func TestTheRequestPathAllocatesLittle(t *testing.T) {
+	eng := loaded(t)[1]
+	for _, c := range []struct {
+		load  traffic
+		state string
+		most  uint64
+	}{
+		{loads[0], "empty", 160}, {loads[0], "waiting", 160}, {loads[0], "full", 76},
+		{loads[1], "empty", 315}, {loads[1], "waiting", 315}, {loads[1], "full", 76},
+	} {
+		s, tmpl := newStand(t, eng, c.state), c.load.template()
+		n := s.batch(c.state, c.load)
+		least := uint64(1 << 62)
+		for range 5 { // as a worker may be at its event, and a timer may ring
+			s.clear()
+			s.prepare(c.state)
+			_, mallocs := timed(func() { s.serve(n, tmpl, c.load.size) })
+			least = min(least, mallocs/uint64(n))
+		}
+		if least > c.most {
+			t.Errorf("%s, queue %s: got %d allocations for a request; want at most %d", c.load.name, c.state, least, c.most)
+		}
+		t.Logf("%s, queue %s: %d allocations", c.load.name, c.state, least)
 	}
 }
 

@@ -174,7 +174,7 @@ var configurations = map[string]struct{ good, bad []string }{
 		bad: []string{
 			"maxBodySize: 1kb", "maxBodySize: 1Kb", "maxBodySize: 1b", "maxBodySize: 1.5Mi", "maxBodySize: 1 megabyte", "maxBodySize: Mi", "maxBodySize: -1",
 			"maxBodySize: -1Ki", "maxBodySize: 2Gi", "maxBodySize: 99999999999Gi", "maxBodySize: 1T", "maxBodySize: 1Ti", "maxBodySize: off", "maxBodySize: true",
-			"maxBodySize: ''", "maxBodySize: unlimited", "maxEventSize: 0" /* YAML 1.1, which kubectl reads, has it as false */, "maxEventSize: off", "maxEventSize: 1Ki", "memoryLimit: 1025Gi", "maxBodySize: [1]", "maxBodySize: 1BB",
+			"maxBodySize: ''", "maxBodySize: unlimited", "maxEventSize: 0" /* YAML 1.1, which kubectl reads, has it as false */, "maxEventSize: off", "maxEventSize: 1023", "memoryLimit: 1025Gi", "maxBodySize: [1]", "maxBodySize: 1BB",
 		},
 	},
 	"durations": {
