@@ -31,11 +31,12 @@ demo: ## watch the plugin at work: Traefik, a site and two receivers on this mac
 test: check unit event yaegi fuzz traefik modules kubernetes ## everything, cheap steps first: under 20 minutes and, once, a build of Traefik
 	$(call step,all passed)
 
-check: ## gofmt and go vet
+check: ## gofmt and go vet; and a build for 32 bits, as Traefik runs on small machines, too
 	$(call step,gofmt and go vet)
 	@bad=$$(gofmt -l $$(find . -name '*.go' -not -path './.cache/*')); \
 		if [ -n "$$bad" ]; then echo "not formatted, run gofmt -w:"; echo "$$bad"; exit 1; fi
 	go vet ./...
+	GOARCH=386 go build ./...
 	cd test && go vet ./...
 
 unit: ## the plugin, compiled, with the race detector and in random order

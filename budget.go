@@ -45,8 +45,8 @@ const (
 	noRoomAtAll   = 1 << 40
 )
 
-func mostHeaders(queueSize int) int {
-	n := queueSize * perPlace
+func mostHeaders(queueSize int) int64 {
+	n := int64(queueSize) * perPlace
 	if n < largestHeader {
 		n = largestHeader
 	}
@@ -79,7 +79,7 @@ var scales = sync.Pool{New: func() interface{} { return &bytes.Buffer{} }}
 func weigh(c *capture) {
 	scale := scales.Get().(*bytes.Buffer)
 	_ = c.header.Write(scale)
-	c.texts = scale.Len() + len(c.header)*perName + len(c.uri) + len(c.host) + len(c.method)
+	c.texts = int64(scale.Len() + len(c.header)*perName + len(c.uri) + len(c.host) + len(c.method))
 	scale.Reset()
 	scales.Put(scale)
 	if c.response != nil || c.texts > unusual {
@@ -91,16 +91,15 @@ func weigh(c *capture) {
 func weighMore(c *capture) {
 	if c.texts > unusual && c.texts <= largestHeader {
 		for _, values := range c.header {
-			c.texts += len(values) * perValue
+			c.texts += int64(len(values) * perValue)
 		}
 	}
-	if c.response != nil {
-		for name, values := range c.response.header {
-			c.texts += perName + len(name)
-			for _, value := range values {
-				c.texts += perValue + len(value)
-			}
-		}
+	if c.response != nil { // a backend has no reason to send many values
+		scale := scales.Get().(*bytes.Buffer)
+		_ = c.response.header.Write(scale)
+		c.texts += int64(scale.Len() + len(c.response.header)*perName)
+		scale.Reset()
+		scales.Put(scale)
 	}
 	if c.texts > largestHeader {
 		c.texts = noRoomAtAll

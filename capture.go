@@ -24,7 +24,7 @@ type capture struct {
 	unwanted bool      // whether it turned out that it is not to be mirrored
 	random   uint64    // of the event's id, if it goes to several receivers; the worker gives it otherwise
 	sequence uint64    // given by offer, under the ledger's lock
-	texts    int       // what request line and headers take, in bytes; 0 before they are weighed
+	texts    int64     // what request line and headers take, in bytes; 0 before they are weighed
 	held     int64     // bytes of the body in the pipeline's share of the budget, if there are several
 	encoded  int64     // bytes of the budget for what a worker wrote of a shared body
 	refused  bool      // whether the header found no room

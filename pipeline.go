@@ -66,7 +66,7 @@ type pipeline struct {
 	short     bool         // whether there could be more workers; room is then what idle ones can take
 	sequence  uint64       // of the last event offered
 	bodies    int64        // bytes of shared bodies that it holds
-	spare     int          // bytes that request lines and headers may still take
+	spare     int64        // bytes that request lines and headers may still take
 	running   int          // workers
 	allowed   int          // workers that there may be now
 	idle      int          // workers that wait for work

@@ -1163,7 +1163,7 @@ func TestAHeaderWeighsWhatItTakes(t *testing.T) {
 		runtime.GC()
 		runtime.GC() // what pools had
 		runtime.ReadMemStats(&before)
-		texts := 0
+		texts := int64(0)
 		for i := range held {
 			held[i] = &capture{uri: req.RequestURI, header: req.Header.Clone()}
 			weigh(held[i])
@@ -1172,7 +1172,7 @@ func TestAHeaderWeighsWhatItTakes(t *testing.T) {
 		runtime.GC()
 		runtime.GC()
 		runtime.ReadMemStats(&after)
-		if took := int(after.HeapAlloc) - int(before.HeapAlloc) - copies*around; texts < took {
+		if took := int64(after.HeapAlloc) - int64(before.HeapAlloc) - copies*around; texts < took {
 			t.Errorf("%s: %d copies weigh %d bytes; want at least the %d that they take", name, copies, texts, took)
 		}
 		runtime.KeepAlive(held)

@@ -227,7 +227,7 @@ func run(w *worker) {
 					_ = encoder.Encode(whole)
 					room -= len(b.last)
 				}
-				room -= c.texts + aroundTexts
+				room -= int(c.texts) + aroundTexts
 				// As it goes over the wire, but for what must not leave as it is.
 				_ = c.header.WriteSubset(wire, known.absent)
 				_, _ = wire.WriteString(headerEnd)
