@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -18,10 +19,20 @@ const (
 	allowance   = 32 * mib // for what is not a body: queue, headers, buffers, garbage
 )
 
-var patterns = []struct {
-	name string
-	slow bool
-}{{"32 fast clients", false}, {"500 slow uploads at once", true}}
+// pattern is a way to send requests.
+type pattern struct {
+	name    string
+	clients int
+	slow    bool
+	header  string // lines that each request has besides
+}
+
+var patterns = []pattern{
+	{name: "32 fast clients", clients: 32},
+	{name: "500 slow uploads at once", clients: 500, slow: true},
+	// What takes the most memory for a megabyte on the wire.
+	{name: "4 clients, each header of 250,000 empty values", clients: 4, header: strings.Repeat("a:\r\n", 250_000)},
+}
 
 // growth is the peak memory of Traefiks under the same load.
 type growth struct {
@@ -42,8 +53,8 @@ func (b *bench) memory(ctx context.Context, p plan, sel selection) ([]growth, er
 	var table []growth
 	for _, pattern := range patterns {
 		for _, size := range p.bodies {
-			if size == 0 && pattern.slow {
-				continue // there is nothing to be slow with
+			if size == 0 && pattern.slow || size > 0 && pattern.header != "" {
+				continue // there is nothing to be slow with; it is about the header
 			}
 			g := growth{pattern: pattern.name, body: bytesText(size)}
 			say("memory: %s, body %s", g.pattern, g.body)
@@ -56,7 +67,7 @@ func (b *bench) memory(ctx context.Context, p plan, sel selection) ([]growth, er
 					continue
 				}
 				var err error
-				if *part.peak, err = b.peak(ctx, part.variant, size, pattern.slow, p.memory); err != nil {
+				if *part.peak, err = b.peak(ctx, part.variant, size, pattern, p.memory); err != nil {
 					return nil, fmt.Errorf("%s, body %s, %s: %w", g.pattern, g.body, part.name, err)
 				}
 			}
@@ -67,7 +78,7 @@ func (b *bench) memory(ctx context.Context, p plan, sel selection) ([]growth, er
 }
 
 // peak is the most memory that a new Traefik has under the load.
-func (b *bench) peak(ctx context.Context, v variant, size int, slow bool, d time.Duration) (int64, error) {
+func (b *bench) peak(ctx context.Context, v variant, size int, how pattern, d time.Duration) (int64, error) {
 	t, err := b.start(ctx, v)
 	if err != nil {
 		return 0, err
@@ -83,7 +94,8 @@ func (b *bench) peak(ctx context.Context, v variant, size int, slow bool, d time
 	if size > 0 {
 		upload = request("POST", text(size))
 	}
-	if slow {
+	upload = bytes.Replace(upload, []byte("\r\n\r\n"), []byte("\r\n"+how.header+"\r\n"), 1)
+	if how.slow {
 		// Slow uploads make so little garbage that a plain Traefik would not run its
 		// collector once, and any other would seem to grow by what the heap may grow
 		// anyway. Traffic on a route that is not mirrored brings both to their limit.
@@ -94,9 +106,9 @@ func (b *bench) peak(ctx context.Context, v variant, size int, slow bool, d time
 			close(others)
 		}()
 		defer func() { cancel(); <-others }()
-		err = slowUploads(ctx, t.Web(), upload, size, 500, d)
+		err = slowUploads(ctx, t.Web(), upload, size, how.clients, d)
 	} else {
-		_, err = closedLoop(ctx, t.Web(), upload, 32, d)
+		_, err = closedLoop(ctx, t.Web(), upload, how.clients, d)
 	}
 	if err != nil {
 		return 0, err

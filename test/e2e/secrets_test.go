@@ -161,7 +161,7 @@ func TestReceiversThatWantACertificate(t *testing.T) {
 	// In TLS 1.3 a client has begun to write when its certificate is refused, and may
 	// hear of the closed connection first.
 	refused := func(why string) []string {
-		return []string{why, "broken pipe", "connection reset by peer", "client conn could not be established"}
+		return []string{why, "broken pipe", "connection reset by peer", "client conn could not be established", "client connection force closed"}
 	}
 	cases := []struct {
 		name   string
