@@ -37,18 +37,20 @@ func newBudget(memoryLimit int64) *budget {
 }
 
 // What the headers of a pipeline's events may take: perPlace for each place of the queue, which
-// is more than those of a browser do, and largestHeader in a short queue. One that takes more
-// than that is of thousands of names, each of which costs a worker microseconds.
+// is more than those of a browser do, and leastHeaders in a short queue. None may take more than
+// largestHeader: it would have thousands of names, each of which costs a worker microseconds, and
+// few servers take a tenth of it.
 const (
 	perPlace      = 4 << 10
-	largestHeader = 1 << 20
+	leastHeaders  = 1 << 20
+	largestHeader = 256 << 10
 	noRoomAtAll   = 1 << 40
 )
 
 func mostHeaders(queueSize int) int64 {
 	n := int64(queueSize) * perPlace
-	if n < largestHeader {
-		n = largestHeader
+	if n < leastHeaders {
+		n = leastHeaders
 	}
 	return n
 }

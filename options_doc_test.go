@@ -210,18 +210,18 @@ func TestNumbersInThePagesAreThoseOfThePlugin(t *testing.T) {
 	}
 	for page, phrases := range map[string][]string{
 		"docs/how-to/size-the-queue.md": {
-			fmt.Sprintf("%d KiB for each place of the queue, and %d MiB in a short one", perPlace>>10, largestHeader>>20), fmt.Sprintf("its text and %d bytes", perName),
+			fmt.Sprintf("%d KiB for each place of the queue, and %d MiB in a short one", perPlace>>10, leastHeaders>>20), fmt.Sprintf("its text and %d bytes", perName), fmt.Sprintf("takes more than %d KiB", largestHeader>>10),
 		},
 		"docs/explanation/how-it-works.md": {
 			fmt.Sprintf("up to %d KiB", firstPart>>10), fmt.Sprintf("%d KiB each, and %d KiB each", nextPart>>10, largePart>>10),
-			fmt.Sprintf("%d KiB for each place of the queue, and %d MiB in a short one", perPlace>>10, largestHeader>>20),
+			fmt.Sprintf("%d KiB for each place of the queue, and %d MiB in a short one", perPlace>>10, leastHeaders>>20),
 		},
 		"docs/reference/delivery.md": {
 			"requestmirror/" + version, fmt.Sprintf("Up to %d KiB", maxAnswer>>10), fmt.Sprintf("kept for %.0f seconds when idle", idleTimeout.Seconds()),
 			inWords(goneFor, 10*time.Minute, "for ten minutes"), inWords(markerAge, 5*time.Minute, "for five minutes before and after"),
 		},
 		"docs/reference/counters-and-reasons.md": {
-			inWords(tellEvery, 10*time.Second, "at most every ten seconds"), fmt.Sprintf("%d KiB for each place of the queue, and %d MiB in a short one", perPlace>>10, largestHeader>>20),
+			inWords(tellEvery, 10*time.Second, "at most every ten seconds"), fmt.Sprintf("%d KiB for each place of the queue, and %d MiB in a short one", perPlace>>10, leastHeaders>>20),
 		},
 		"docs/explanation/life-in-traefik.md": {
 			fmt.Sprintf("%.0f s of grace", gracePeriod.Seconds()), inWords(gracePeriod, 5*time.Second, "grace of five seconds"),

@@ -211,7 +211,7 @@ func TestDelivery(t *testing.T) {
 		{name: "headers are bounded by what they take, not by what they say", config: "{workers: 1, queueSize: 100}", answers: []answer{{hang: true}}, want: "seen=5 dropped.memory=4 enqueued=1 delivered=1", do: func(c *run) {
 			c.get("/1")
 			c.attempts(1)
-			for range 4 { // each of 60,000 empty values, which are a quarter of a megabyte on the wire, and one in memory
+			for range 4 { // each of 60,000 empty values, which are a quarter of a megabyte on the wire, and more than one in memory
 				io.Copy(io.Discard, c.raw("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"+strings.Repeat("a:\r\n", 60_000)+"\r\n"))
 			}
 			c.passed()
