@@ -73,9 +73,6 @@ const (
 	// mostRemembered is how many contexts a worker remembers, unless a client made them long.
 	mostRemembered = 1000
 	longest        = 2 << 10
-
-	// aroundTexts is about what an event has besides what it has of the request.
-	aroundTexts = 1 << 9
 )
 
 // plainBody is a body that is whole, and text.

@@ -227,7 +227,10 @@ func run(w *worker) {
 					_ = encoder.Encode(whole)
 					room -= len(b.last)
 				}
-				room -= int(c.texts) + aroundTexts
+				room -= 1 << 10
+				if c.texts > unusual {
+					room -= int(c.texts)
+				}
 				// As it goes over the wire, but for what must not leave as it is.
 				_ = c.header.WriteSubset(wire, known.absent)
 				_, _ = wire.WriteString(headerEnd)
