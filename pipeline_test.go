@@ -694,14 +694,6 @@ func TestTrustThatWasEndedIsNotRemembered(t *testing.T) {
 		if distrustful.pipe != s.pipe {
 			t.Fatal("got a pipeline of its own for a router that does not trust; want one for both")
 		}
-		var got []string
-		s.inspect = func(req *http.Request) {
-			var e event
-			if err := json.NewDecoder(req.Body).Decode(&e); err != nil {
-				t.Error(err)
-			}
-			got = append(got, e.Data.Client.Address)
-		}
 		for range 2 {
 			for _, m := range []*Mirror{s.mirror, distrustful} {
 				m.ServeHTTP(nil, &http.Request{
@@ -710,6 +702,10 @@ func TestTrustThatWasEndedIsNotRemembered(t *testing.T) {
 				})
 				synctest.Wait()
 			}
+		}
+		var got []string
+		for _, c := range s.came() {
+			got = append(got, c.events[0].Data.Client.Address)
 		}
 		if want := []string{"192.0.2.7", "10.0.0.1", "192.0.2.7", "10.0.0.1"}; !slices.Equal(got, want) {
 			t.Errorf("got clients %v; want %v", got, want)
@@ -1149,8 +1145,8 @@ func TestAHeaderWeighsWhatItTakes(t *testing.T) {
 	}
 	for name, lines := range map[string]string{
 		"one large value": "a:" + strings.Repeat("v", 1<<20) + "\n",
-		"many values":     many(200_000, func(int) string { return "a:" }),
-		"many names":      many(100_000, func(i int) string { return strconv.FormatInt(int64(i)+46656, 36) + ":" }),
+		"many values":     many(10_000, func(int) string { return "a:" }),
+		"many names":      many(1500, func(i int) string { return strconv.FormatInt(int64(i)+46656, 36) + ":" }),
 		"a few names":     many(15, func(i int) string { return strconv.Itoa(i) + ":" }),
 	} {
 		req, err := http.ReadRequest(bufio.NewReader(strings.NewReader("GET / HTTP/1.1\nHost: a\n" + lines + "\n")))
