@@ -36,12 +36,12 @@ type proof struct {
 
 // prove begins the proof of a request, whose body is read through it from now on.
 func prove(a *authentication, req *http.Request) *proof {
-	p := &proof{given: a.claim(req.Header), declared: req.ContentLength}
+	p := &proof{given: claim(a, req.Header), declared: req.ContentLength}
 	if p.given == nil {
 		return p
 	}
 	for _, secret := range a.secrets {
-		p.macs = append(p.macs, hmac.New(sha256.New, []byte(secret.current())))
+		p.macs = append(p.macs, hmac.New(sha256.New, []byte(currentText(secret))))
 	}
 	if req.ContentLength != 0 && req.Body != nil {
 		var source io.Reader = &proven{p, req.Body}
@@ -51,7 +51,7 @@ func prove(a *authentication, req *http.Request) *proof {
 }
 
 // claim is the HMAC that the sender gives: in hexadecimal as GitHub has it, or in base64.
-func (a *authentication) claim(h http.Header) []byte {
+func claim(a *authentication, h http.Header) []byte {
 	text, ok := strings.CutPrefix(h.Get(a.header), a.prefix)
 	if !ok {
 		return nil
@@ -66,14 +66,6 @@ func (a *authentication) claim(h http.Header) []byte {
 	return mac
 }
 
-// current is the secret, of a file what is in it now.
-func (f *secretFile) current() string {
-	if f.name == "" {
-		return f.text
-	}
-	return currentText(f)
-}
-
 // proven is a body on its way through the proof.
 type proven struct {
 	proof  *proof
@@ -82,11 +74,11 @@ type proven struct {
 
 func (r *proven) Read(b []byte) (int, error) {
 	n, err := r.source.Read(b)
-	r.proof.add(b[:n], err == io.EOF)
+	addTo(r.proof, b[:n], err == io.EOF)
 	return n, err
 }
 
-func (p *proof) add(b []byte, end bool) {
+func addTo(p *proof, b []byte, end bool) {
 	defer contain()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -100,9 +92,9 @@ func (p *proof) add(b []byte, end bool) {
 	p.ended = p.ended || end
 }
 
-// genuine says whether the body was read to its end and is the one that was signed. The
+// isGenuine says whether the body was read to its end and is the one that was signed. The
 // comparison takes the same time whatever is compared.
-func (p *proof) genuine() bool {
+func isGenuine(p *proof) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.judged = true

@@ -72,7 +72,7 @@ func hold(w *watched) int {
 	if err == nil && b != nil && whole && b.beyond > 0 {
 		return giveBack(w, cutLimit, http.StatusRequestEntityTooLarge)
 	}
-	genuine := claimed == nil || claimed.genuine()
+	genuine := claimed == nil || isGenuine(claimed)
 	if !genuine {
 		countUnauthenticated(w)
 	}

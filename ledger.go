@@ -77,8 +77,8 @@ func newCounts() *counts {
 		attempts: make([]uint64, len(attemptBounds)+1)}
 }
 
-// add puts the counts of another into c.
-func (c *counts) add(other *counts) {
+// addTotals puts the counts of another into c.
+func addTotals(c, other *counts) {
 	c.offered += other.offered
 	c.filtered += other.filtered
 	c.sampledOut += other.sampledOut
@@ -106,7 +106,7 @@ func total(l *ledger) *counts {
 	all := newCounts()
 	for _, c := range append([]*counts{l.past}, l.live...) {
 		bookEarly(l, c)
-		all.add(c)
+		addTotals(all, c)
 	}
 	return all
 }

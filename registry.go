@@ -251,7 +251,7 @@ func retireCounts(p *pipeline) {
 	l := p.ledger
 	bookEarly(l, p.counts)
 	p.counts.offered = p.sequence
-	l.past.add(p.counts)
+	addTotals(l.past, p.counts)
 	live := []*counts{}
 	for _, c := range l.live {
 		if c != p.counts {

@@ -155,7 +155,7 @@ type watched struct {
 func mirrorAtEnd(w *watched) {
 	defer contain()
 	c := w.c
-	if w.proof != nil && !w.proof.genuine() {
+	if w.proof != nil && !isGenuine(w.proof) {
 		countUnauthenticated(w)
 	}
 	if w.rw != nil {

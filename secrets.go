@@ -68,17 +68,21 @@ func changed(files, noted map[string]string) (news map[string]string, err error)
 	return news, nil
 }
 
-// secretFile is the file of a secret that is not the delivery's. It is read at most
-// once a second, by whoever needs it.
+// secretFile is a secret that is not the delivery's. Its file is read at most once a
+// second, by whoever needs it.
 type secretFile struct {
-	name string
+	name string // of the file; "" if text was configured, which never changes then
 
 	mu      sync.Mutex // guards all below
 	text    string
 	checked int64 // Unix time
 }
 
+// currentText is the secret, of a file what is in it now.
 func currentText(f *secretFile) string {
+	if f.name == "" {
+		return f.text
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now().Unix()

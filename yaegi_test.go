@@ -15,11 +15,61 @@ import (
 // In Yaegi a named result is not zero when a function begins: it is what the call before
 // it, in the same loop of the caller, left there.
 func TestNamedResultsAreSetBeforeTheyAreRead(t *testing.T) {
+	checked := 0
+	eachFunction(t, func(f *ast.FuncDecl, set *token.FileSet) {
+		if f.Type.Results == nil {
+			return
+		}
+		for _, field := range f.Type.Results.List {
+			for _, name := range field.Names {
+				checked++
+				if at := readBeforeSet(f.Body.List, name.Name); at.IsValid() {
+					t.Errorf("%s: %s: result %s is read or left as it is before it is set", set.Position(at), f.Name.Name, name.Name)
+				}
+			}
+		}
+	})
+	if checked == 0 {
+		t.Error("got no function with named results; want some to check")
+	}
+}
+
+// Yaegi makes a function of a method at each call, and finds out its type at the first ones:
+// in two goroutines at once, that is a data race. What may run in several is a function,
+// unless compiled code calls it; what is called by New alone may be a method.
+func TestMethodsAreThoseThatCompiledCodeCalls(t *testing.T) {
+	compiled := map[string]bool{"ServeHTTP": true, "Read": true, "Write": true, "Header": true, "WriteHeader": true, "Hijack": true}
+	configuration := map[string]bool{"reader": true, "Config": true}
+	checked := 0
+	eachFunction(t, func(f *ast.FuncDecl, set *token.FileSet) {
+		if f.Recv == nil {
+			return
+		}
+		checked++
+		if receiver := receiverOf(f); !compiled[f.Name.Name] && !configuration[receiver] {
+			t.Errorf("%s: got %s as a method of %s; want a function", set.Position(f.Pos()), f.Name.Name, receiver)
+		}
+	})
+	if checked == 0 {
+		t.Error("got no method; want some to check")
+	}
+}
+
+func receiverOf(f *ast.FuncDecl) string {
+	of := f.Recv.List[0].Type
+	if pointer, ok := of.(*ast.StarExpr); ok {
+		of = pointer.X
+	}
+	return of.(*ast.Ident).Name
+}
+
+// eachFunction calls check with every function and method of the package.
+func eachFunction(t *testing.T, check func(f *ast.FuncDecl, set *token.FileSet)) {
+	t.Helper()
 	files, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	checked := 0
 	for _, file := range files {
 		if strings.HasSuffix(file, "_test.go") {
 			continue
@@ -29,24 +79,11 @@ func TestNamedResultsAreSetBeforeTheyAreRead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ast.Inspect(parsed, func(n ast.Node) bool {
-			f, ok := n.(*ast.FuncDecl)
-			if !ok || f.Type.Results == nil {
-				return true
+		for _, declaration := range parsed.Decls {
+			if f, ok := declaration.(*ast.FuncDecl); ok {
+				check(f, set)
 			}
-			for _, field := range f.Type.Results.List {
-				for _, name := range field.Names {
-					checked++
-					if at := readBeforeSet(f.Body.List, name.Name); at.IsValid() {
-						t.Errorf("%s: %s: result %s is read or left as it is before it is set", set.Position(at), f.Name.Name, name.Name)
-					}
-				}
-			}
-			return true
-		})
-	}
-	if checked == 0 {
-		t.Error("got no function with named results; want some to check")
+		}
 	}
 }
 
