@@ -84,25 +84,34 @@ func weigh(c *capture) {
 	c.texts = int64(scale.Len() + len(c.header)*perName + len(c.uri) + len(c.host) + len(c.method))
 	scale.Reset()
 	scales.Put(scale)
-	if c.response != nil || c.texts > unusual {
+	if c.texts > unusual {
 		weighMore(c)
 	}
 }
 
-// weighMore adds what most events have not.
+// weighMore adds what is little in most headers.
 func weighMore(c *capture) {
-	if c.texts > unusual && c.texts <= largestHeader {
+	if c.texts <= largestHeader {
 		for _, values := range c.header {
 			c.texts += int64(len(values) * perValue)
 		}
 	}
-	if c.response != nil { // a backend has no reason to send many values
-		scale := scales.Get().(*bytes.Buffer)
-		_ = c.response.header.Write(scale)
-		c.texts += int64(scale.Len() + len(c.response.header)*perName)
-		scale.Reset()
-		scales.Put(scale)
-	}
+	limitTexts(c)
+}
+
+// weighResponse weighs a capture that has a response; a backend has no reason to send many
+// values.
+func weighResponse(c *capture) {
+	weigh(c)
+	scale := scales.Get().(*bytes.Buffer)
+	_ = c.response.header.Write(scale)
+	c.texts += int64(scale.Len() + len(c.response.header)*perName)
+	scale.Reset()
+	scales.Put(scale)
+	limitTexts(c)
+}
+
+func limitTexts(c *capture) {
 	if c.texts > largestHeader {
 		c.texts = noRoomAtAll
 	}

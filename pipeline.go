@@ -141,7 +141,9 @@ func takes(p *pipeline) bool {
 func offerAll(m *Mirror, c *capture) {
 	defer contain()
 	c.random = rand.Uint64() | 1
-	weigh(c)
+	if c.texts == 0 {
+		weigh(c)
+	}
 	share(c.body, 1+len(m.others))
 	if c.response != nil {
 		share(c.response.body, 1+len(m.others))

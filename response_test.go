@@ -369,6 +369,30 @@ func TestStatusThatWasNotSentIsAbsent(t *testing.T) {
 	}
 }
 
+// withHeader is a backend whose answers have a header of that value.
+func withHeader(value string) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) { rw.Header().Set("X-Large", value) })
+}
+
+func TestTheHeaderOfAResponseTakesRoom(t *testing.T) {
+	for _, receivers := range []int{1, 2} {
+		one, other := stillTwo(t, opts{"captureResponse": "headers"})
+		room := one.spare
+		pipes := []*pipeline{one, other}[:receivers]
+		for _, size := range []int{1000, 100000, largestHeader} {
+			newMirror(withHeader(string(textOf(size))), one.set, pipes).ServeHTTP(httptest.NewRecorder(), get("/"))
+		}
+		for _, p := range pipes {
+			if got, want := bookOf(t, p, 3), "dropped.memory=1 enqueued=2"; got != want {
+				t.Errorf("%d receivers: got %s; want %s", receivers, got, want)
+			}
+		}
+		if taken := room - one.spare; taken < 101000 || taken > 110000 {
+			t.Errorf("%d receivers: got %d bytes taken for responses of 1000 and of 100,000; want little more than that", receivers, taken)
+		}
+	}
+}
+
 // A handler that is called without a server, as tests of middlewares do.
 func TestStatusOfARecorder(t *testing.T) {
 	for _, mode := range []string{"status", "headers", "body"} {

@@ -184,6 +184,9 @@ func offerScreened(m *Mirror, c *capture) {
 		}
 		b.lent = true
 	}
+	if c.response != nil {
+		weighResponse(c)
+	}
 	if m.others != nil {
 		offerAll(m, c)
 		return

@@ -363,20 +363,27 @@ func TestTheRequestPathAllocatesLittle(t *testing.T) {
 		{loads[0], "empty", 160}, {loads[0], "waiting", 160}, {loads[0], "full", 76},
 		{loads[1], "empty", 315}, {loads[1], "waiting", 315}, {loads[1], "full", 76},
 	} {
-		s, tmpl := newStand(t, eng, c.state), c.load.template()
-		n := s.batch(c.state, c.load)
-		least := uint64(1 << 62)
-		for range 5 { // as a worker may be at its event, and a timer may ring
-			s.clear()
-			s.prepare(c.state)
-			_, mallocs := timed(func() { s.serve(n, tmpl, c.load.size) })
-			least = min(least, mallocs/uint64(n))
-		}
+		least := allocations(t, eng, c.load, c.state)
 		if least > c.most {
 			t.Errorf("%s, queue %s: got %d allocations for a request; want at most %d", c.load.name, c.state, least, c.most)
 		}
 		t.Logf("%s, queue %s: %d allocations", c.load.name, c.state, least)
 	}
+}
+
+// allocations is how many a request makes on its way through the plugin.
+func allocations(t *testing.T, eng *engine, l traffic, state string) uint64 {
+	t.Helper()
+	s, tmpl := newStand(t, eng, state), l.template()
+	n := s.batch(state, l)
+	least := uint64(1 << 62)
+	for range 5 { // as a worker may be at its event, and a timer may ring
+		s.clear()
+		s.prepare(state)
+		_, mallocs := timed(func() { s.serve(n, tmpl, l.size) })
+		least = min(least, mallocs/uint64(n))
+	}
+	return least
 }
 
 // timed is how long f takes, in nanoseconds, and how often it allocates.
