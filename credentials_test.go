@@ -379,6 +379,7 @@ func TestNoCredentialLeaves(t *testing.T) {
 
 			backend := &leakyBackend{}
 			var next http.Handler = backend
+			unsay(t)
 			said := logged(func() {
 				mirror := mirrorOf(t, next, with(options, "unheardOf", receiverToken))
 				for _, req := range requestsWithSecrets() {

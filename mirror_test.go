@@ -228,7 +228,7 @@ func TestNewPassesTrafficThroughWhenThereIsNothingToMirror(t *testing.T) {
 }
 
 func TestBadConfigurationIsLoggedInFull(t *testing.T) {
-	isNews(t.Name(), "") // or a second run of the test would find it said
+	unsay(t)
 	before := configErrors()
 	text := logged(func() { mirrorOf(t, answer(""), opts{"watchURL": "receiver:8080", "workers": 0, "timeuot": "5s"}) })
 	want := `requestmirror "` + t.Name() + `": invalid configuration (requests pass unmirrored until this is mended):
@@ -250,7 +250,7 @@ func configErrors() int64 {
 }
 
 func TestUnknownOptionIsReportedAndRequestsAreMirrored(t *testing.T) {
-	isNews(t.Name(), "") // or a second run of the test would find it said
+	unsay(t)
 	rec := newReceiver(t)
 	var handler http.Handler
 	text := logged(func() { handler = mirrorOf(t, answer(""), opts{"watchURL": rec.url, "retry.atempts": 5}) })
