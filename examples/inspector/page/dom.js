@@ -20,7 +20,7 @@ export function button(text, title, act) {
   return node
 }
 
-const mostParts = 400
+const mostParts = 100
 
 /** Puts a text of an event into an element, with names for characters that are not seen. */
 export function put(node, text) {
