@@ -83,7 +83,7 @@ docs: traefik ## the documentation: examples run, tables are complete, links lea
 	cd test && go test -count=1 ./docs/...
 
 # One package at a time: what measures time does not share the cores.
-modules: ## all tests of the nested modules: engine, event, e2e, docs, demo and examples
+modules: traefik ## all tests of the nested modules: engine, event, e2e, docs, demo and examples
 	$(call step,tests of the nested modules: this takes most of the time)
 	@mkdir -p .cache && rm -f .cache/not-tested
 	cd test && NOT_TESTED='$(CURDIR)/.cache/not-tested' go test $(race) -count=1 -p 1 -timeout 20m ./...

@@ -43,7 +43,7 @@ func findTraefik(t *testing.T) string {
 	}
 	path, err := exec.LookPath(bin)
 	if err != nil {
-		t.Skipf("no Traefik to test with (%v): build it with test/traefik/build.sh, or set TRAEFIK_BIN", err)
+		t.Fatalf("no Traefik to test with (%v): build it with test/traefik/build.sh, or set TRAEFIK_BIN", err)
 	}
 	if path, err = filepath.Abs(path); err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/coder/websocket"
 	"github.com/coder/websocket/wsjson"
+	"github.com/opencommit/requestmirror/test/lab"
 )
 
 // findBrowser is where Chromium is, if it is installed.
@@ -35,14 +36,8 @@ func noBrowser(t *testing.T) {
 		t.Errorf("not tested: %s, and INSPECTOR_BROWSER=required", what)
 	}
 	t.Log("NOT TESTED: " + what)
-	if name := os.Getenv("NOT_TESTED"); name != "" {
-		f, err := os.OpenFile(name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := f.WriteString(what + "\n"); errors.Join(err, f.Close()) != nil {
-			t.Error(err)
-		}
+	if err := lab.NotTested(what); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -392,7 +392,7 @@ var patient = lab.Options{
 
 func TestCollector(t *testing.T) {
 	if _, err := lab.FindTraefik(); err != nil {
-		t.Skipf("NOT CHECKED against a Collector: %v", err)
+		t.Fatalf("no Traefik to test with (%v): build it with test/traefik/build.sh, or set TRAEFIK_BIN", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
