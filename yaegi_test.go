@@ -55,6 +55,57 @@ func TestMethodsAreThoseThatCompiledCodeCalls(t *testing.T) {
 	}
 }
 
+// What most requests go through has no look at responses, which are captured for those who
+// ask for it: that costs all others nothing. What is only for some requests is left out.
+func TestPlainRequestsPassNoCodeForResponses(t *testing.T) {
+	leftOut := map[string]bool{
+		"serveScreened": true, "offerScreened": true, // for options that ask for more
+		"offerAll": true, // for several receivers
+		"drop":     true, // for an event that finds no place any more
+		"evict":    true, // with overflow dropOldest, for the one that makes room
+		"work":     true, // the worker's
+		"tell":     true, // the log's
+	}
+	functions := map[string]*ast.FuncDecl{}
+	positions := map[string]*token.FileSet{}
+	eachFunction(t, func(f *ast.FuncDecl, set *token.FileSet) {
+		name := f.Name.Name
+		if f.Recv != nil {
+			name = receiverOf(f) + "." + name
+		}
+		functions[name] = f
+		positions[name] = set
+	})
+	way := []string{"Mirror.ServeHTTP", "body.Write", "uncopied.Read"}
+	passed := map[string]bool{}
+	for len(way) > 0 {
+		name := way[0]
+		way = way[1:]
+		f := functions[name]
+		if passed[name] || f == nil {
+			continue
+		}
+		passed[name] = true
+		ast.Inspect(f.Body, func(n ast.Node) bool {
+			if call, ok := n.(*ast.CallExpr); ok {
+				if callee, ok := call.Fun.(*ast.Ident); ok && !leftOut[callee.Name] {
+					way = append(way, callee.Name)
+				}
+			}
+			if ident, ok := n.(*ast.Ident); ok && strings.Contains(strings.ToLower(ident.Name), "response") && ident.Name != "ResponseWriter" {
+				t.Errorf("%s: got %s in %s, which every request passes; want it where responses are captured",
+					positions[name].Position(ident.Pos()), ident.Name, name)
+			}
+			return true
+		})
+	}
+	for _, name := range []string{"mirrorBare", "serveBody", "serveCrowded", "tee", "finish", "offer", "offerCarefully", "weigh", "keepRest"} {
+		if !passed[name] {
+			t.Errorf("got no call of %s; want it on the way of a request", name)
+		}
+	}
+}
+
 func receiverOf(f *ast.FuncDecl) string {
 	of := f.Recv.List[0].Type
 	if pointer, ok := of.(*ast.StarExpr); ok {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -60,18 +59,6 @@ func withoutCapture(tb testing.TB) *engine {
 		tb.Fatal(err)
 	}
 	return e
-}
-
-// TestCaptureOffCostsTheRequestNothing holds the request path equal to one that knows
-// nothing of responses.
-func TestCaptureOffCostsTheRequestNothing(t *testing.T) {
-	for _, l := range loads[:2] {
-		with, without := allocations(t, loaded(t)[1], l, "waiting"), allocations(t, withoutCapture(t), l, "waiting")
-		// The looks that were there took three. With the race detector, pools forget at random.
-		if math.Abs(with-without) > 1 {
-			t.Errorf("%s: got %.2f allocations for a request; want %.2f, as without the capture of responses", l.name, with, without)
-		}
-	}
 }
 
 // BenchmarkCaptureOff prints what an event costs from the request to the receiver's answer
