@@ -19,6 +19,7 @@ help: ## show this list
 		'DEMO_PORT' 'port of the site in the demo; any free one when not set' \
 		'DEMO_RECEIVER_PORT' 'port of the receiver in the demo; likewise' \
 		'DEMO_INSPECTOR_PORT' 'port of the page in the demo; likewise' \
+		'DEMO_BROWSER' 'what opens that page; none: nothing does' \
 		'DEMO_ONCE=1' 'ends the demo after its sample requests' \
 		'NO_COLOR=1' 'no colours in the demo' \
 		'TRAEFIK_BIN' 'a Traefik to use instead of building the pinned version' \

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os/exec"
 	"strings"
 	"time"
 
@@ -41,6 +42,20 @@ func (d *demo) introduce(backend string) {
 		s.print("  %s %-34s %s", s.bold(fmt.Sprintf("%-9s", line[0])), line[1], s.dim(line[2]))
 	}
 	s.print("")
+}
+
+// open has the user's browser show the page, as events begin to come. A demo without a
+// browser is one, too, so nothing more comes of a failure than a word.
+func (d *demo) open(browser string) {
+	if browser == "" {
+		return
+	}
+	cmd := exec.Command(browser, d.inspector+"/")
+	if err := cmd.Start(); err != nil {
+		d.screen.print("%s\n", d.screen.dim("the page does not open by itself: "+err.Error()))
+		return
+	}
+	go func() { _ = cmd.Wait() }() // it may be the browser itself, which stays
 }
 
 // sample is a request that the demo sends itself.
@@ -83,7 +98,7 @@ func (d *demo) samples(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", sample.about, err)
 		}
 	}
-	waiting, cancel := context.WithTimeout(ctx, 10*time.Second)
+	waiting, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	ledger, err := d.traefik.Settle(waiting, "mirror", int64(d.sent))
 	if err != nil {
@@ -111,7 +126,7 @@ func (d *demo) waitForReport(ctx context.Context, want int64) error {
 
 // wait waits until the receiver has got so many deliveries.
 func (d *demo) wait(ctx context.Context, want, refusedBefore int) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	for {
 		deliveries, refused, changed := d.events.counts()
@@ -228,16 +243,18 @@ func (d *demo) invite() {
   head -c 5000 /dev/urandom | curl %s/upload --data-binary @-
   curl -N %s/stream
 
-and look at %s in a browser.
-
 A receiver that hangs costs the site nothing. Resumed within ten seconds, it gets
 all; later, the ledger and the report have what was lost, and why:
 
   curl -X POST %s/pause
   curl -w '%%{time_total} s\n' %s/still-fast
   curl -X POST %s/resume
+
+%s  %s
+
 `,
-		s.bold("Now you"), d.site, d.site, d.site, d.site, s.bold(d.inspector+"/"), d.receiver, d.site, d.receiver)
+		s.bold("Now you"), d.site, d.site, d.site, d.site, d.receiver, d.site, d.receiver,
+		s.bold("All of it, live, in a browser:"), s.bold(d.inspector+"/"))
 }
 
 // watch prints the ledger when it has changed, until the end.

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -81,7 +83,12 @@ func TestPauseAndEnd(t *testing.T) {
 	defer cancel()
 	out := &output{}
 	ended := make(chan error, 1)
-	go func() { ended <- run(ctx, config{out: out}) }()
+	opened := filepath.Join(t.TempDir(), "opened")
+	browser := filepath.Join(t.TempDir(), "browser") // is at its end seconds before it is looked for
+	if err := os.WriteFile(browser, []byte("#!/bin/sh\nprintf %s \"$1\" >'"+opened+"'\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	go func() { ended <- run(ctx, config{out: out, browser: browser}) }()
 	see := func(pattern string) []string {
 		t.Helper()
 		re := regexp.MustCompile(pattern)
@@ -125,6 +132,12 @@ func TestPauseAndEnd(t *testing.T) {
 	ask("POST", receiver+"/events")
 	see(`refused signature`)
 	inspector := see(`inspector (http://\S+)`)[1]
+	if last := see(`live, in a browser:\s+(\S+)\s`)[1]; last != inspector+"/" {
+		t.Errorf("got %s as the last word; want the page, %s/", last, inspector)
+	}
+	if got, err := os.ReadFile(opened); err != nil || string(got) != inspector+"/" {
+		t.Errorf("got %q, %v opened in the browser; want %s/", got, err, inspector)
+	}
 	if got := ask("GET", inspector+"/"); !strings.Contains(got, "<title>") {
 		t.Errorf("the inspector's page is %q", got)
 	}
@@ -182,6 +195,27 @@ func TestPauseAndEnd(t *testing.T) {
 		if conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://")); err == nil {
 			_ = conn.Close()
 			t.Errorf("%s still listens", url)
+		}
+	}
+}
+
+func TestBrowserOpensWhereSomebodyLooks(t *testing.T) {
+	for _, c := range []struct {
+		name, system string
+		env          map[string]string
+		watched      bool
+		want         string
+	}{
+		{"a Mac", "darwin", nil, true, "open"},
+		{"a Linux desktop", "linux", map[string]string{"DISPLAY": ":0"}, true, "xdg-open"},
+		{"a Linux desktop with Wayland", "linux", map[string]string{"WAYLAND_DISPLAY": "wayland-0"}, true, "xdg-open"},
+		{"a Linux server", "linux", nil, true, ""},
+		{"output that goes into a file, or a demo that ends by itself", "darwin", nil, false, ""},
+		{"a user who does not want it", "darwin", map[string]string{"DEMO_BROWSER": "none"}, true, ""},
+		{"a browser of the user's choice", "linux", map[string]string{"DEMO_BROWSER": "firefox"}, false, "firefox"},
+	} {
+		if got := browserOf(c.system, func(name string) string { return c.env[name] }, c.watched); got != c.want {
+			t.Errorf("%s: got %q; want %q", c.name, got, c.want)
 		}
 	}
 }

@@ -24,6 +24,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -39,6 +40,7 @@ Environment:
   DEMO_PORT              port of the site, as Traefik serves it      (any free one)
   DEMO_RECEIVER_PORT     port of the receiver of the events          (any free one)
   DEMO_INSPECTOR_PORT    port of the page that shows the events      (any free one)
+  DEMO_BROWSER           a program that opens the page; none: nothing does   (open, xdg-open)
   DEMO_ONCE=1            like -once
   NO_COLOR=1             no colours
   TRAEFIK_BIN            a Traefik to use instead of building one
@@ -47,6 +49,7 @@ Environment:
 // config is what the user may choose.
 type config struct {
 	port, receiverPort, inspectorPort string
+	browser                           string // opens the page; empty: nothing does
 	once                              bool
 	out                               io.Writer
 	colours                           bool
@@ -58,7 +61,9 @@ func main() {
 	flag.Usage = func() { fmt.Fprint(os.Stderr, usage) }
 	flag.Parse()
 	if info, err := os.Stdout.Stat(); err == nil {
-		c.colours = info.Mode()&os.ModeCharDevice != 0 && os.Getenv("NO_COLOR") == ""
+		terminal := info.Mode()&os.ModeCharDevice != 0
+		c.colours = terminal && os.Getenv("NO_COLOR") == ""
+		c.browser = browserOf(runtime.GOOS, os.Getenv, terminal && !c.once)
 	}
 	// SIGPIPE, too: a reader of the output that leaves ends the demo, but cleanly.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
@@ -126,6 +131,7 @@ func run(ctx context.Context, c config) (err error) {
 
 	d := &demo{screen: s, traefik: traefik, events: events, site: "http://" + front.Addr().String(), receiver: receiverURL, inspector: inspector}
 	d.introduce(backend.Addr().String())
+	d.open(c.browser)
 	if err := d.samples(ctx); err != nil {
 		return err
 	}
@@ -134,6 +140,23 @@ func run(ctx context.Context, c config) (err error) {
 	}
 	d.invite()
 	return d.watch(ctx)
+}
+
+// browserOf is the program that opens a page in the user's browser, if there is somebody
+// to look at it, on a desktop of which that is known.
+func browserOf(system string, env func(string) string, watched bool) string {
+	chosen := env("DEMO_BROWSER")
+	switch {
+	case chosen == "none":
+		return ""
+	case chosen != "":
+		return chosen
+	case watched && system == "darwin":
+		return "open"
+	case watched && system == "linux" && env("DISPLAY")+env("WAYLAND_DISPLAY") != "":
+		return "xdg-open"
+	}
+	return ""
 }
 
 // setup adds an entry point of the demo's own to the lab's, so that no host name is
