@@ -1,9 +1,10 @@
 package requestmirror
 
 import (
+	"context"
 	"os"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -68,30 +69,51 @@ func changed(files, noted map[string]string) (news map[string]string, err error)
 	return news, nil
 }
 
-// secretFile is a secret that is not the delivery's. Its file is read at most once a
+// secretFile is a secret that is not the delivery's. Its file is looked at at most once a
 // second, by whoever needs it.
 type secretFile struct {
-	name string // of the file; "" if text was configured, which never changes then
+	checked int64        // atomic: when that was, Unix time
+	reading int64        // atomic: 1 while somebody reads it
+	text    atomic.Value // string, stored by who has read it
+	name    string       // of the file; "" if the text was configured, and never changes
+}
 
-	mu      sync.Mutex // guards all below
-	text    string
-	checked int64 // Unix time
+// slowFile is how long a request waits for the file of a secret, which a local disk has in
+// less than a thousandth of that. On a mount that hangs one request does, and none after it.
+const slowFile = 200 * time.Millisecond
+
+func newSecretFile(name, text string) *secretFile {
+	f := &secretFile{name: name}
+	f.text.Store(text)
+	return f
 }
 
 // currentText is the secret, of a file what is in it now.
 func currentText(f *secretFile) string {
-	if f.name == "" {
-		return f.text
+	if f.name != "" {
+		lookAgain(f)
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	text, _ := f.text.Load().(string)
+	return text
+}
+
+func lookAgain(f *secretFile) {
 	now := time.Now().Unix()
-	if now == f.checked {
-		return f.text
+	before := atomic.LoadInt64(&f.checked)
+	if now == before || !atomic.CompareAndSwapInt64(&f.checked, before, now) || !atomic.CompareAndSwapInt64(&f.reading, 0, 1) {
+		return
 	}
-	f.checked = now
+	ctx, done := context.WithTimeout(context.Background(), slowFile)
+	go readAgain(f, done)
+	<-ctx.Done()
+	done()
+}
+
+func readAgain(f *secretFile, done context.CancelFunc) {
+	defer contain()
 	if text, err := readSecretFile(f.name); err == nil && text != "" {
-		f.text = text
+		f.text.Store(text)
 	}
-	return f.text
+	atomic.StoreInt64(&f.reading, 0)
+	done()
 }

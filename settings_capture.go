@@ -66,7 +66,7 @@ func readCapture(r *reader, s *settings) {
 	if key := r.text("hashKey", ""); key != "" {
 		s.hashKey = []byte(r.secretIn("hashKey", key))
 		if name, named := strings.CutPrefix(key, filePrefix); named {
-			s.hashFile = &secretFile{name: name, text: string(s.hashKey)}
+			s.hashFile = newSecretFile(name, string(s.hashKey))
 			if len(s.hashKey) == 0 {
 				r.problem("hashKey", "nothing in "+name, "a key in it")
 			}
@@ -166,15 +166,15 @@ func readAuthentication(r *reader, s *settings) {
 	secrets, given := r.list("authenticate.secrets", "[]")
 	for i, item := range secrets {
 		path := fmt.Sprintf("authenticate.secrets[%d]", i)
-		secret := &secretFile{text: r.secretIn(path, item)}
-		secret.name, _ = strings.CutPrefix(item, filePrefix)
-		if item == secret.name {
-			secret.name = ""
-		}
-		if secret.text == "" {
+		text := r.secretIn(path, item)
+		if text == "" {
 			r.problem(path, "nothing in it", "a secret")
 		}
-		a.secrets = append(a.secrets, secret)
+		name, named := strings.CutPrefix(item, filePrefix)
+		if !named {
+			name = ""
+		}
+		a.secrets = append(a.secrets, newSecretFile(name, text))
 	}
 	if !validHeaderName(a.header) {
 		r.problem("authenticate.header", strconv.Quote(a.header), "the name of a header")
