@@ -132,12 +132,11 @@ func takeEvents(w *worker) bool {
 	if n > handful {
 		n = handful
 	}
-	var c *capture
-	for len(p.shut) > 0 && len(p.queue) > 0 {
-		c = <-p.queue
-		p.counts.inFlight++
-		settleFailed(p, c, reasonCircuitOpen)
+	if len(p.shut) > 0 && len(p.queue) > 0 {
+		turnAway(p)
+		return true // to come back soon, when requests had the lock
 	}
+	var c *capture
 	if n > len(p.queue) {
 		n = len(p.queue)
 	}
@@ -159,6 +158,20 @@ func takeEvents(w *worker) bool {
 		return w.left || takeEvents(w)
 	}
 	return false
+}
+
+// turnAway counts some of what waits while the circuit is open. The pipeline is locked.
+func turnAway(p *pipeline) {
+	n := len(p.queue)
+	if n > atOnce {
+		n = atOnce
+	}
+	for n > 0 {
+		n--
+		c := <-p.queue
+		p.counts.inFlight++
+		settleFailed(p, c, reasonCircuitOpen)
+	}
 }
 
 // passTurn lets another worker gather. The pipeline is locked.

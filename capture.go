@@ -1,7 +1,6 @@
 package requestmirror
 
 import (
-	"crypto/tls"
 	"net/http"
 	"time"
 )
@@ -17,7 +16,7 @@ type capture struct {
 	host     string
 	proto    string
 	remote   string
-	secure   *tls.ConnectionState // nil without TLS
+	secure   uint16 // the version of TLS; 0 without
 	header   http.Header
 	body     *body     // nil for a request without a body
 	response *response // nil if it is not captured
@@ -30,17 +29,22 @@ type capture struct {
 	refused  bool      // whether the header found no room
 	trimmed  bool      // whether maxEventSize took from the body; the worker's, as is all below
 	shorn    bool      // whether it took from the response's
-	withheld int       // bodies that could not be redacted
+	withheld bool      // whether the body could not be redacted, and does not leave
+	hushed   bool      // whether that is so of the response's
 	settled  bool      // whether the outcome was counted
 }
 
 // captureOf takes what is known of the request when it comes. The request path does
 // the same in mirrorBare and serveBody, where a call more is felt.
 func captureOf(m *Mirror, req *http.Request) *capture {
-	return &capture{
+	c := &capture{
 		set: m.set, at: time.Now(), method: req.Method, uri: targetOf(req), host: req.Host,
-		proto: req.Proto, remote: req.RemoteAddr, secure: req.TLS, header: req.Header.Clone(),
+		proto: req.Proto, remote: req.RemoteAddr, header: req.Header.Clone(),
 	}
+	if req.TLS != nil {
+		c.secure = req.TLS.Version // and not all of it, as the client's certificates may be large
+	}
+	return c
 }
 
 // targetOf is the request target as it came; what a program made, and no server read, has

@@ -181,13 +181,32 @@ func judgeError(ctx context.Context, p *pipeline, err error) verdict {
 	if p.life.Err() != nil {
 		return verdict{reason: reasonRetired, detail: "drainTimeout passed"}
 	}
-	v := verdict{reason: reasonNetwork, retry: true, detail: err.Error()}
+	v := verdict{reason: reasonNetwork, retry: true, detail: withoutQuotes(err.Error())}
 	netErr, ok := err.(net.Error)
 	if ctx.Err() != nil || ok && netErr.Timeout() {
 		v.reason = reasonTimeout
 		v.detail = "no answer within " + p.set.timeout.String()
 	}
 	return v
+}
+
+// mostDetail is how much of an error the log gets.
+const mostDetail = 300
+
+// withoutQuotes is an error's text up to where it has what the receiver sent, which net/http
+// puts in quotes: some receivers send back what they got, be it a secret or a body.
+func withoutQuotes(text string) string {
+	told := text
+	if i := strings.IndexByte(told, '"'); i >= 0 {
+		told = strings.TrimRight(told[:i], " :=(")
+	}
+	if len(told) > mostDetail {
+		told = strings.ToValidUTF8(told[:mostDetail], "")
+	}
+	if told == text {
+		return text
+	}
+	return told + " …"
 }
 
 // judge says what an answer other than a success means.

@@ -507,3 +507,77 @@ func TestUserinfoIsNotPartOfTheURL(t *testing.T) {
 		t.Errorf("got %v; want no userinfo in it", set.targets[0].url)
 	}
 }
+
+// The end of an answer without a body may be a frame of its own.
+func TestTheEndOfAnAnswerInHTTP2IsRead(t *testing.T) {
+	end := &upload{rest: []byte("x"), step: 1, end: io.EOF}
+	onStage(t, nil, []reply{{status: 200, proto: 2, body: end}}, func(t *testing.T, s *stage) {
+		s.send(1)
+		s.is(map[string]uint64{"delivered": 1})
+		if len(end.rest) > 0 || end.closed == 0 {
+			t.Errorf("got %d bytes left, closed %d times; want it read and closed, or the stream is reset", len(end.rest), end.closed)
+		}
+	})
+}
+
+// What net/http has in quotes is what the receiver sent, and that may be what it got.
+func TestWhatAReceiverSendsBackIsNotLogged(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		serve func(conn net.Conn)
+		cause string
+	}{
+		{"all as it came", func(conn net.Conn) { _, _ = io.Copy(conn, conn) }, "malformed HTTP"},
+		{"a header in one that is none", func(conn net.Conn) {
+			req, err := http.ReadRequest(bufio.NewReader(conn))
+			if err == nil {
+				_, _ = fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nyou sent %s\r\n\r\n", req.Header.Get("Authorization"))
+			}
+		}, "malformed MIME header"},
+		{"a header as a length", func(conn net.Conn) {
+			req, err := http.ReadRequest(bufio.NewReader(conn))
+			if err == nil {
+				_, _ = fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %s\r\n\r\n", req.Header.Get("Authorization"))
+			}
+		}, "bad Content-Length"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			listener, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = listener.Close() }()
+			go func() {
+				if conn, err := listener.Accept(); err == nil {
+					c.serve(conn)
+					_ = conn.Close()
+				}
+			}()
+			text := logged(func() {
+				m := mirrorOf(t, answer(""), opts{
+					"watchURL": "http://" + listener.Addr().String() + "/s3cr3t", "retry.attempts": 1,
+					"customRequestHeaders": map[string]string{"Authorization": "Bearer s3cr3t"},
+				}).(*Mirror)
+				serve(m, send("/", "s3cr3t"))
+				waitFor(t, "the event to fail", func() bool { return tallyOf(t).Failed[reasonNetwork] == 1 })
+				tell(m.pipe.ledger)
+			})
+			if strings.Contains(text, "s3cr3t") || !strings.Contains(text, c.cause) {
+				t.Errorf("got %q; want %s, and nothing of what was sent", text, c.cause)
+			}
+		})
+	}
+}
+
+func TestErrorsOfTheNetworkAreShort(t *testing.T) {
+	for given, want := range map[string]string{
+		"dial tcp 127.0.0.1:9: connect: connection refused":                                                     "dial tcp 127.0.0.1:9: connect: connection refused",
+		`malformed HTTP status code "/s3cr3t"`:                                                                  "malformed HTTP status code …",
+		`http2: server sent GOAWAY and closed the connection; LastStreamID=1, ErrCode=NO_ERROR, debug="s3cr3t"`: "http2: server sent GOAWAY and closed the connection; LastStreamID=1, ErrCode=NO_ERROR, debug …",
+		strings.Repeat("é", 200):                                                                                strings.Repeat("é", 150) + " …",
+	} {
+		if got := withoutQuotes(given); got != want {
+			t.Errorf("%s: got %q; want %q", given, got, want)
+		}
+	}
+}

@@ -116,26 +116,20 @@ func weed(w *worker, by time.Time) bool {
 		by = now
 	}
 	oldest := by.Add(-p.set.maxAge)
-	old := 0
+	old := []*capture{}
 	for _, c := range d.events {
 		if readySince(c).Before(oldest) {
-			old++
+			old = append(old, c)
 		}
 	}
-	if old == 0 {
+	if len(old) == 0 {
 		return true
 	}
-	if old == len(d.events) {
+	if len(old) == len(d.events) {
 		fail(w, verdict{reason: reasonExpired})
 		return false
 	}
-	p.mu.Lock()
-	for _, c := range d.events {
-		if readySince(c).Before(oldest) {
-			settleFailed(p, c, reasonExpired)
-		}
-	}
-	p.mu.Unlock()
+	settleAll(p, old, reasonExpired)
 	w.delivery = excerpt(d, func(i int) bool { return !d.events[i].settled })
 	w.delivery.attempts = d.attempts
 	endText(w.delivery)

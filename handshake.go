@@ -79,6 +79,9 @@ func ask(p *pipeline) (verdict, time.Duration) {
 	allowed := strings.TrimSpace(resp.Header.Get("Webhook-Allowed-Origin"))
 	if resp.StatusCode < 200 || resp.StatusCode > 299 || allowed != "*" && !strings.EqualFold(allowed, p.set.requestOrigin) {
 		v.reason = reasonRejected
+		if len(allowed) > mostDetail {
+			allowed = allowed[:mostDetail]
+		}
 		v.detail = fmt.Sprintf("handshake: the receiver answered %d and WebHook-Allowed-Origin %q, so it does not allow events from %q",
 			resp.StatusCode, allowed, p.set.requestOrigin)
 		return v, 0

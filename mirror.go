@@ -98,6 +98,7 @@ func build(ctx context.Context, b *built, next http.Handler, config *Config, nam
 	}
 	b.handler = next
 	if set.enabled && len(set.targets) > 0 && !isIdle(set) {
+		set = inCommon(set)
 		b.handler = newMirror(next, set, lease(ctx, set))
 	}
 	if set.enabled && set.metricsPath != "" {
@@ -156,7 +157,10 @@ func (m *Mirror) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 func mirrorBare(m *Mirror, req *http.Request) {
 	c := &capture{
 		set: m.set, at: time.Now(), method: req.Method, uri: req.RequestURI, host: req.Host,
-		proto: req.Proto, remote: req.RemoteAddr, secure: req.TLS, header: req.Header.Clone(),
+		proto: req.Proto, remote: req.RemoteAddr, header: req.Header.Clone(),
+	}
+	if req.TLS != nil {
+		c.secure = req.TLS.Version
 	}
 	if c.uri == "" {
 		c.uri = targetOf(req)
@@ -175,7 +179,10 @@ func mirrorBare(m *Mirror, req *http.Request) {
 func serveBody(m *Mirror, rw http.ResponseWriter, req *http.Request) {
 	c := &capture{
 		set: m.set, at: time.Now(), method: req.Method, uri: req.RequestURI, host: req.Host,
-		proto: req.Proto, remote: req.RemoteAddr, secure: req.TLS, header: req.Header.Clone(),
+		proto: req.Proto, remote: req.RemoteAddr, header: req.Header.Clone(),
+	}
+	if req.TLS != nil {
+		c.secure = req.TLS.Version
 	}
 	if c.uri == "" {
 		c.uri = targetOf(req)

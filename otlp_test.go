@@ -221,7 +221,7 @@ func TestOTLPRecordInFull(t *testing.T) {
 	})
 	c := &capture{
 		set: p.set, at: goldenTime, method: "POST", uri: "/api/comments?lang=en&sig=abc", host: "blog.example.com", proto: "HTTP/2.0",
-		remote: "10.42.0.9:51514", secure: &tls.ConnectionState{Version: tls.VersionTLS13}, sequence: 4711,
+		remote: "10.42.0.9:51514", secure: tls.VersionTLS13, sequence: 4711,
 		header: http.Header{
 			"Accept": {"text/html", "*/*"}, "Authorization": {"Bearer abc"}, "Cookie": {"visitor_id=v-82f1; sid=1"},
 			"Traceparent": {"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-03"}, "User-Agent": {"curl/8.7.1"}, "X-Request-Id": {"r-1"},

@@ -75,12 +75,10 @@ func fail(w *worker, v verdict) {
 	d := w.delivery
 	w.delivery = nil
 	p := w.pipe
+	settleAll(p, d.events, v.reason)
 	p.mu.Lock()
 	if v.detail != "" {
 		p.ledger.lastError = v.detail
-	}
-	for _, c := range d.events {
-		settleFailed(p, c, v.reason)
 	}
 	abandonProbe(w)
 	p.mu.Unlock()
@@ -95,6 +93,31 @@ func giveUp(w *worker, c *capture, v verdict) {
 	p.mu.Unlock()
 }
 
+// atOnce is how many events are counted under one hold of the lock at most, as requests take
+// it, too: in Yaegi, a batch of thousands would keep them for a tenth of a second.
+const atOnce = 16
+
+// settleAll counts events as failed. The pipeline is not locked.
+func settleAll(p *pipeline, events []*capture, reason string) {
+	for len(events) > 0 {
+		events = settleSome(p, events, reason)
+	}
+}
+
+// settleSome counts the first of the events, and returns the others.
+func settleSome(p *pipeline, events []*capture, reason string) []*capture {
+	n := len(events)
+	if n > atOnce {
+		n = atOnce
+	}
+	p.mu.Lock()
+	for _, c := range events[:n] {
+		settleFailed(p, c, reason)
+	}
+	p.mu.Unlock()
+	return events[n:]
+}
+
 // settleFailed counts an event that a worker was at as failed. The pipeline is locked.
 func settleFailed(p *pipeline, c *capture, reason string) {
 	if c.settled {
@@ -107,24 +130,40 @@ func settleFailed(p *pipeline, c *capture, reason string) {
 	settleBody(p, c)
 }
 
+// settleBodies lets go of what events held that are delivered. The pipeline is not locked.
+func settleBodies(p *pipeline, events []*capture) {
+	for len(events) > 0 {
+		n := len(events)
+		if n > atOnce {
+			n = atOnce
+		}
+		p.mu.Lock()
+		for _, c := range events[:n] {
+			settleBody(p, c)
+		}
+		p.mu.Unlock()
+		events = events[n:]
+	}
+}
+
 // settleBody lets go of what an event held that is counted. The pipeline is locked.
 func settleBody(p *pipeline, c *capture) {
-	countCut(p, c.body, c.trimmed)
+	countCut(p, c.body, c.trimmed, c.withheld)
 	if c.response != nil {
-		countCut(p, c.response.body, c.shorn)
-	}
-	if c.withheld > 0 {
-		p.counts.truncated[cutContentType] += uint64(c.withheld)
+		countCut(p, c.response.body, c.shorn, c.hushed)
 	}
 	discharge(p, c)
 }
 
-// countCut counts a body that is not whole. The pipeline is locked.
-func countCut(p *pipeline, b *body, trimmed bool) {
+// countCut counts a body that is not whole, by the reason that its event gives. The pipeline
+// is locked.
+func countCut(p *pipeline, b *body, trimmed, withheld bool) {
 	if b == nil {
 		return
 	}
-	if trimmed && (b.cut == "" || b.cut == cutLimit) {
+	if withheld {
+		p.counts.truncated[cutContentType]++
+	} else if trimmed && (b.cut == "" || b.cut == cutLimit) {
 		p.counts.truncated[cutEvent]++
 	} else if b.cut != "" {
 		p.counts.truncated[b.cut]++

@@ -70,9 +70,10 @@ const (
 	idLength = 36
 	spread   = 0x9e3779b97f4a7c15 // makes the last part of the id from all random bits
 
-	// mostRemembered is how many contexts a worker remembers, unless a client made them long.
-	mostRemembered = 1000
-	longest        = 2 << 10
+	// mostRemembered is how many bytes of contexts a worker remembers, some 700 connections of
+	// them, and longest what one may take, so that a client who makes them long fills nothing.
+	mostRemembered = 256 << 10
+	longest        = 1 << 10
 )
 
 // plainBody is a body that is whole, and text.
@@ -145,7 +146,11 @@ func encodeBody(c *capture, b *body, header http.Header) *wireBody {
 	if fields := c.set.bodyFields; fields != nil && len(kept) > 0 {
 		redacted, withheld := redactBody(fields, header, []byte(kept))
 		if withheld {
-			c.withheld++
+			if b == c.body {
+				c.withheld = true
+			} else {
+				c.hushed = true
+			}
 			return &wireBody{Size: w.Size, Truncated: true, Reason: cutContentType}
 		}
 		kept = string(redacted)
@@ -211,9 +216,9 @@ func contextFields(set *settings, c *capture) string {
 	}
 	scheme := "http"
 	secure := ""
-	if c.secure != nil {
+	if c.secure != 0 {
 		scheme = "https"
-		secure = fmt.Sprintf(`,"tls":{"protocol":{"version":"%s"}}`, strings.TrimPrefix(tls.VersionName(c.secure.Version), "TLS "))
+		secure = fmt.Sprintf(`,"tls":{"protocol":{"version":"%s"}}`, strings.TrimPrefix(tls.VersionName(c.secure), "TLS "))
 	}
 	server := ""
 	if c.host != "" {
@@ -243,7 +248,11 @@ func serverField(scheme, host string) string {
 func forwardedFor(h http.Header, peer string) string {
 	first, _, _ := strings.Cut(h.Get("X-Forwarded-For"), ",")
 	for _, address := range []string{first, h.Get("X-Real-Ip")} {
-		if ip := net.ParseIP(strings.Trim(strings.TrimSpace(address), "[]")); ip != nil {
+		address = strings.TrimSpace(address)
+		if host, _, err := net.SplitHostPort(address); err == nil {
+			address = host // some proxies name the port, too
+		}
+		if ip := net.ParseIP(strings.Trim(address, "[]")); ip != nil {
 			return ip.String()
 		}
 	}

@@ -34,7 +34,7 @@ var payloadCases = []struct {
 		"trustForwardHeader": true,
 	}, capture{
 		method: "POST", uri: "/api/comments?lang=en&sig=abc", host: "blog.example.com", proto: "HTTP/2.0", remote: "10.42.0.9:51514",
-		secure: &tls.ConnectionState{Version: tls.VersionTLS13}, sequence: 4711,
+		secure: tls.VersionTLS13, sequence: 4711,
 		header: http.Header{
 			"Accept": {"application/json"}, "Authorization": {"Bearer abc"}, "Content-Type": {"application/json"}, "Cookie": {"visitor_id=v-82f1; sid=1"},
 			"Traceparent": {"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}, "User-Agent": {"curl/8.7.1"},
@@ -172,7 +172,7 @@ func TestProtocolVersion(t *testing.T) {
 		}
 	}
 	for version, want := range map[uint16]string{tls.VersionTLS10: "1.0", tls.VersionTLS12: "1.2", tls.VersionTLS13: "1.3"} {
-		e := eventFrom(t, p, &capture{set: p.set, method: "GET", uri: "/", proto: "HTTP/2.0", secure: &tls.ConnectionState{Version: version}})
+		e := eventFrom(t, p, &capture{set: p.set, method: "GET", uri: "/", proto: "HTTP/2.0", secure: version})
 		if e.Data.TLS == nil || e.Data.TLS.Protocol.Version != want || e.Data.URL.Scheme != "https" {
 			t.Errorf("TLS %x: got %+v, scheme %s; want %s, https", version, e.Data.TLS, e.Data.URL.Scheme, want)
 		}
@@ -198,7 +198,7 @@ func TestServerAddress(t *testing.T) {
 		{"example.com:http", "example.com", 80, 443},
 		{`a"b`, `a"b`, 80, 443},
 	} {
-		for port, secure := range map[int]*tls.ConnectionState{c.port: nil, -c.secured: {Version: tls.VersionTLS13}} {
+		for port, secure := range map[int]uint16{c.port: 0, -c.secured: tls.VersionTLS13} {
 			if port < 0 {
 				port = -port
 			}
@@ -226,6 +226,9 @@ func TestPeerAndClientAddress(t *testing.T) {
 		{name: "the left end of X-Forwarded-For", trust: true, remote: "10.0.0.1:5", forwarded: []string{" 1.2.3.4 , 5.6.7.8"}, real: "1.2.3.5", peer: "10.0.0.1", client: "1.2.3.4"},
 		{name: "the first of several lines", trust: true, remote: "10.0.0.1:5", forwarded: []string{"1.2.3.4", "5.6.7.8"}, peer: "10.0.0.1", client: "1.2.3.4"},
 		{name: "IPv6 in brackets", trust: true, remote: "10.0.0.1:5", forwarded: []string{"[2001:DB8::1]"}, peer: "10.0.0.1", client: "2001:db8::1"},
+		{name: "an address with a port, as Azure's gateway has it", trust: true, remote: "10.0.0.1:5", forwarded: []string{"1.2.3.4:5678, 10.0.0.2:80"}, peer: "10.0.0.1", client: "1.2.3.4"},
+		{name: "IPv6 with a port", trust: true, remote: "10.0.0.1:5", forwarded: []string{"[2001:db8::1]:5678"}, peer: "10.0.0.1", client: "2001:db8::1"},
+		{name: "IPv6 without brackets", trust: true, remote: "10.0.0.1:5", forwarded: []string{"2001:db8::1"}, peer: "10.0.0.1", client: "2001:db8::1"},
 		{name: "X-Real-Ip when there is no other", trust: true, remote: "10.0.0.1:5", real: "1.2.3.5", peer: "10.0.0.1", client: "1.2.3.5"},
 		{name: "X-Real-Ip when the other is no address", trust: true, remote: "10.0.0.1:5", forwarded: []string{"unknown"}, real: "1.2.3.5", peer: "10.0.0.1", client: "1.2.3.5"},
 		{name: "the peer when headers hold no address", trust: true, remote: "10.0.0.1:5", forwarded: []string{`"},{`}, real: "", peer: "10.0.0.1", client: "10.0.0.1"},

@@ -327,7 +327,7 @@ func evict(p *pipeline, oldest interface{}) {
 	lose(p.ledger)
 	p.counts.failed[reasonQueueFull]++
 	c.settled = true
-	discharge(p, c)
+	settleBody(p, c)
 }
 
 // retire lets the workers leave when the queue is empty, and ends what is still
@@ -359,7 +359,7 @@ func dissolve(p *pipeline) {
 
 func cleanUp(p *pipeline) {
 	defer contain()
-	closeIdle(p.sender)
+	closeIdle(currentSender(p))
 	forget(p)
 	publish()
 	tell(p.ledger)

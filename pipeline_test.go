@@ -36,6 +36,8 @@ type reply struct {
 	err     error         // of the network
 	delay   time.Duration // before the answer
 	hang    bool          // until the attempt is given up
+	proto   int           // the major version of HTTP
+	body    io.ReadCloser // of the answer; nil is none
 	allowed string        // WebHook-Allowed-Origin
 	rate    string        // WebHook-Allowed-Rate
 }
@@ -321,7 +323,10 @@ func (r reply) give(req *http.Request) (*http.Response, error) {
 			header.Set(name, value)
 		}
 	}
-	return &http.Response{StatusCode: r.status, Header: header, Body: http.NoBody, Request: req}, nil
+	if r.body == nil {
+		r.body = http.NoBody
+	}
+	return &http.Response{StatusCode: r.status, ProtoMajor: r.proto, Header: header, Body: r.body, Request: req}, nil
 }
 
 func unzip(t testing.TB, payload []byte) []byte {

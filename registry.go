@@ -126,6 +126,24 @@ func budgetFor(set *settings) *budget {
 	return newBudget(set.memoryLimit)
 }
 
+// inCommon is what another router of the middleware, or the same before a reload, has read
+// already, if that is the same: workers write the events of one group with the same settings,
+// and remember with them what headers look like, which takes memory.
+func inCommon(set *settings) *settings {
+	registryMu.Lock()
+	defer registryMu.Unlock()
+	for _, p := range existing {
+		if p.set.name != set.name {
+			continue
+		}
+		latest := latestSettings(p)
+		if reflect.DeepEqual(latest.config, set.config) && reflect.DeepEqual(latest.files, set.files) {
+			return latest
+		}
+	}
+	return set
+}
+
 // lastFiles is what was in the files of a middleware's secrets when all was well with
 // them; nil if there is no such time.
 func lastFiles(name string) map[string]string {

@@ -196,7 +196,7 @@ func forward(h http.Header, c *capture) {
 	}
 	if h["X-Forwarded-Proto"] == nil {
 		proto := "http"
-		if c.secure != nil {
+		if c.secure != 0 {
 			proto = "https"
 		}
 		h["X-Forwarded-Proto"] = []string{proto}

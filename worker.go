@@ -80,7 +80,7 @@ func run(w *worker) {
 
 	// For the writing of events.
 	var c *capture
-	var holders []*capture
+	var holders, rare []*capture
 	var set *settings
 	var known *knownNames
 	var buffer *bytes.Buffer
@@ -88,8 +88,8 @@ func run(w *worker) {
 	var values, plains, targets, lines, headers, heads, bodies, parts []string
 	var numbers []interface{}
 	var random uint64
-	var us, second, released int64
-	var i, n, end, mark, at, count, room, start, bodyAt, bodyEnd, size, responseAt, responseEnd int
+	var us, second, released, freed int64
+	var i, n, end, mark, at, count, room, start, bodyAt, bodyEnd, size, responseAt, responseEnd, remembered int
 	var alone, simple, parted, several, odd, suspicious, complete, fits bool
 	var cookie *http.Cookie
 	var b *body
@@ -324,18 +324,20 @@ func run(w *worker) {
 					d.traceparent = trace
 					trace = set.sampledField + traceField(trace)
 				}
-				if c.secure != nil || set.trustForwardHeader {
+				if c.secure != 0 || set.trustForwardHeader {
 					from = contextFields(set, c)
 				} else {
 					key = c.remote + c.proto + c.host
 					from = contexts[key]
 					if from == "" {
 						from = contextFields(set, c)
-						if len(contexts) == mostRemembered {
+						if remembered > mostRemembered {
 							contexts = map[string]string{}
+							remembered = 0
 						}
-						if len(from) <= longest {
+						if len(key)+len(from) <= longest {
 							contexts[key] = from
+							remembered += len(key) + len(from)
 						}
 					}
 				}
@@ -559,8 +561,9 @@ func run(w *worker) {
 			wary = true
 			continue
 		}
-		// 101 hands over the connection, which has no end to read to.
-		if resp.ContentLength != 0 && resp.StatusCode >= 200 {
+		// 101 hands over the connection, which has no end to read to. In HTTP/2, the end of an
+		// answer without a body may come by itself, and the stream be reset if it is not read.
+		if (resp.ContentLength != 0 || resp.ProtoMajor > 1) && resp.StatusCode >= 200 {
 			drain(resp)
 		}
 		cancel()
@@ -571,6 +574,29 @@ func run(w *worker) {
 			continue
 		}
 		w.delivery = nil
+		// What takes a loop comes before the lock, for which requests wait.
+		freed = 0
+		for _, c = range d.events {
+			freed += c.texts
+			c.texts = 0
+		}
+		released = 0
+		for _, c = range d.holders {
+			c.settled = true
+			b = c.body
+			if b != nil && c.response == nil && b.cut == "" && b.full == nil && !b.shared && !c.trimmed && !c.withheld {
+				released += b.charged // what settleBody does with most bodies
+			} else if b != nil || c.response != nil {
+				rare = append(rare, c)
+			}
+		}
+		if released > 0 {
+			atomic.AddInt64(&p.budget.held, -released)
+		}
+		if len(rare) > 0 {
+			settleBodies(p, rare)
+			rare = nil
+		}
 		took := time.Since(begun).Seconds()
 		p.mu.Lock()
 		counts := p.counts
@@ -578,23 +604,7 @@ func run(w *worker) {
 		counts.seconds += took
 		counts.delivered += uint64(len(d.events))
 		counts.inFlight -= uint64(len(d.events))
-		for _, c = range d.events {
-			p.spare += c.texts
-			c.texts = 0
-		}
-		released = 0
-		for _, c = range d.holders {
-			c.settled = true
-			b = c.body
-			if b != nil && c.response == nil && b.cut == "" && b.full == nil && !b.shared && !c.trimmed {
-				released += b.charged // what settleBody does with most bodies
-			} else if b != nil || c.response != nil {
-				settleBody(p, c)
-			}
-		}
-		if released > 0 {
-			atomic.AddInt64(&p.budget.held, -released)
-		}
+		p.spare += freed
 		news := ""
 		if p.gate.guarded || p.adaptive != nil || d.report != "" {
 			news = noteSuccess(w, d)
