@@ -18,6 +18,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/opencommit/requestmirror/test/event"
 	"github.com/opencommit/requestmirror/test/lab"
@@ -324,12 +325,6 @@ func TestComingFromHAProxySPOE(t *testing.T) {
 	t.Cleanup(backend.Close)
 	r := aReceiver(t)
 	s := configured(t, "mirror", pageYAML(t, "coming-from-haproxy-spoe.md", 0), "http://127.0.0.1:9000", origin(r), "http://127.0.0.1:9001", backend.URL)
-	backend.Handle("teapot", func(w http.ResponseWriter, req *http.Request) {
-		_, _ = io.Copy(io.Discard, req.Body)
-		w.Header().Set("X-App", "v1")
-		w.WriteHeader(http.StatusTeapot)
-		_, _ = io.WriteString(w, "short and stout")
-	})
 
 	// The agent's copy: all of the request, with its credentials.
 	body := text(40 << 10) // more than a buffer of HAProxy
@@ -346,29 +341,97 @@ func TestComingFromHAProxySPOE(t *testing.T) {
 		got.Header.Get("Authorization") != "Bearer a" || got.Header.Get("Cookie") != "session=b; theme=c" || got.Header.Get("X-Mirrored-From") == "" {
 		t.Errorf("got %s %s, %q, %d bytes; want what the backend got", got.Method, got.Path, got.Header, len(got.Body))
 	}
-	l := s.settle(t, 1)
+	if l := s.settle(t, 1); l.Seen != 1 || l.Delivered != 1 {
+		t.Errorf("ledger: got %s; want 1 delivered", l)
+	}
+}
 
-	// Without format, headers and cookieNames, as the page says; and the answer, too.
-	s.set(t, lab.Options{"format": nil, "headers": nil, "cookieNames": nil, "captureResponse": "body", "attributes": map[string]any{"frontend": "web"}})
-	req, id = s.request(t, http.MethodPost, "https", "/lab/teapot", strings.NewReader("tea"))
+// TestComingFromHAProxySPOEWithResponses runs the second configuration of the page: what
+// agents send of requests and responses to an event processor.
+func TestComingFromHAProxySPOEWithResponses(t *testing.T) {
+	t.Parallel()
+	backend, err := lab.NewBackend()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(backend.Close)
+	r := aReceiver(t)
+	s := configured(t, "mirror", pageYAML(t, "coming-from-haproxy-spoe.md", 1), "http://127.0.0.1:9000", origin(r), "http://127.0.0.1:9001", backend.URL)
+	const most = 64 << 10
+	long := append(append([]byte(`{"text":"`), text(most)...), '"', '}')
+	took := make(chan time.Duration, 1)
+	backend.Handle("login", func(w http.ResponseWriter, req *http.Request) {
+		begun := time.Now()
+		_, _ = io.Copy(io.Discard, req.Body)
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Set-Cookie", "session=SECRET")
+		w.Header().Set("X-App", "v1")
+		w.WriteHeader(http.StatusCreated)
+		_, _ = io.WriteString(w, `{"user":1,"access_token":"SECRET"}`)
+		took <- time.Since(begun)
+	})
+	backend.Handle("long", func(w http.ResponseWriter, req *http.Request) {
+		_, _ = io.Copy(io.Discard, req.Body)
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(long)
+	})
+	backend.Handle("page", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		_, _ = io.WriteString(w, "<p>SECRET</p>")
+	})
+
+	received := func(n int) event.Event {
+		t.Helper()
+		all, err := r.Wait(soon(t), n)
+		if err != nil {
+			t.Fatalf("%v; ledger: %s", err, s.ledger(t))
+		}
+		got := all[n-1]
+		e, err := event.Parse(got.Body)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, got.Body)
+		}
+		if got.Path != "/http-events" || got.Header.Get("Content-Type") != "application/json" || e.Attributes["environment"] != "production" ||
+			e.Response == nil || e.Duration <= 0 || bytes.Contains(e.Raw, []byte("SECRET")) {
+			t.Fatalf("got %s, %q: %s; want JSON of a request and its response, with the attributes, and nothing secret", got.Path, got.Header, got.Body)
+		}
+		return e
+	}
+
+	// Both in one event, with the time between them.
+	req, id := s.request(t, http.MethodPost, "https", "/lab/login?a=b", strings.NewReader(`{"name":"a","password":"SECRET"}`))
+	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Authorization", "Bearer SECRET")
-	s.send(t, req, http.StatusTeapot)
-	var e event.Event
-	if all, err = r.Wait(soon(t), 2); err == nil {
-		e = read(t, all[1])
+	req.Header.Set("Cookie", "session=SECRET")
+	s.send(t, req, http.StatusCreated)
+	e := received(1)
+	if e.Method != http.MethodPost || e.Path != "/lab/login" || e.Query != "a=b" || e.Proto != "2" || requestOf(e) != id || string(e.Body.Content) != `{"name":"a","password":"REDACTED"}` {
+		t.Errorf("got %s; want the request, without the password", e.Raw)
 	}
-	if err != nil || e.Response == nil || e.Response.Body == nil {
-		t.Fatalf("got %v, response %+v; want an event with the answer", err, e.Response)
+	if e.Response.Status != http.StatusCreated || e.Response.Body == nil || string(e.Response.Body.Content) != `{"user":1,"access_token":"REDACTED"}` || strings.Join(e.Response.Header["x-app"], ",") != "v1" {
+		t.Errorf("got response %+v with body %+v; want the backend's, without the token", e.Response, e.Response.Body)
 	}
-	if e.Response.Status != http.StatusTeapot || string(e.Response.Body.Content) != "short and stout" || strings.Join(e.Response.Header["x-app"], ",") != "v1" {
-		t.Errorf("got response %+v with body %+v; want the backend's", e.Response, e.Response.Body)
+	if least := <-took; e.Duration < float64(least)/float64(time.Millisecond) {
+		t.Errorf("got duration_ms %v; want the backend's %v at least", e.Duration, least)
 	}
-	if e.Attributes["frontend"] != "web" || e.Duration <= 0 || e.Duration > 30_000 || string(e.Body.Content) != "tea" || requestOf(e) != id || bytes.Contains(e.Raw, []byte("SECRET")) {
-		t.Errorf("got attributes %v, duration %v in %s; want the attributes, a duration and no credentials", e.Attributes, e.Duration, e.Raw)
+
+	// What is longer, or of another type, is not there, and says so.
+	req, _ = s.request(t, http.MethodPost, "http", "/lab/long", bytes.NewReader(long))
+	req.Header.Set("Content-Type", "application/json")
+	s.send(t, req, http.StatusOK)
+	e = received(2)
+	for what, b := range map[string]*event.Body{"request": e.Body, "response": e.Response.Body} {
+		if b == nil || b.Reason != "limit" || len(b.Content) != most || b.Size != int64(len(long)) {
+			t.Errorf("%s: got %d bytes of %d, cut for %q; want %d of %d, for the limit", what, len(b.Content), b.Size, b.Reason, most, len(long))
+		}
 	}
-	l = s.settle(t, 2)
-	if l.Seen != 2 || l.Delivered != 2 || l.Lost() != 0 {
-		t.Errorf("ledger: got %s; want 2 delivered", l)
+	req, _ = s.request(t, http.MethodGet, "http", "/lab/page", nil)
+	s.send(t, req, http.StatusOK)
+	if e = received(3); e.Body != nil || e.Response.Body == nil || e.Response.Body.Kept || e.Response.Body.Reason != "content-type" {
+		t.Errorf("got %s; want no page in it", e.Raw)
+	}
+	if l := s.settle(t, 3); l.Seen != 3 || l.Delivered != 3 || l.Lost() != 0 {
+		t.Errorf("ledger: got %s; want 3 delivered", l)
 	}
 }
 
