@@ -633,14 +633,69 @@ func TestComingFromMirroring(t *testing.T) {
 		t.Errorf("ledger: got %s; want the %d that were held delivered", l, held)
 	}
 
+	// A client that leaves while the backend works: all of its request came, so it is copied.
+	// Of the page's configuration only the sample is another one.
+	working, gone := make(chan string), make(chan string)
+	backend.Handle("works", func(_ http.ResponseWriter, req *http.Request) {
+		_, _ = io.Copy(io.Discard, req.Body)
+		working <- req.Header.Get(lab.RequestHeader)
+		<-req.Context().Done()
+	})
+	left := map[string]string{} // what was sent, by id
+	for _, p := range protocols {
+		for what, body := range map[string]io.Reader{"": nil, "a body": strings.NewReader("a body"), "a body in chunks": chunked([]byte("a body in chunks"))} {
+			method := http.MethodGet
+			if body != nil {
+				method = http.MethodPost
+			}
+			req, id := s.request(t, method, p.scheme, "/lab/works", body)
+			ctx, leave := context.WithCancel(req.Context())
+			go func() {
+				if a, err := s.do(req.WithContext(ctx)); err == nil {
+					t.Errorf("%s, %q: got %s; want the client to have left", p.name, what, a.Status)
+				}
+				gone <- id
+			}()
+			select {
+			case got := <-working:
+				if got != id {
+					t.Errorf("backend: got request %q; want %q", got, id)
+				}
+			case <-req.Context().Done():
+				t.Fatalf("%s, %q: the backend did not get it", p.name, what)
+			}
+			leave()
+			<-gone
+			left[id] = what
+		}
+	}
+	before = l.Delivered
+	seen := int(l.Seen) + len(left)
+	l = s.settle(t, seen)
+	if l.Delivered != before+int64(len(left)) || l.Lost() != 0 {
+		t.Errorf("ledger: got %s; want the %d delivered whose client left", l, len(left))
+	}
+	copied := copies(r)
+	for id, what := range left {
+		if len(copied[id]) != 1 || string(copied[id][0].Body) != what {
+			t.Errorf("%s: got %d copies; want one, with %q", id, len(copied[id]), what)
+		}
+	}
+	// One that leaves before all of its body is there: that is no request to repeat.
+	rawUpload(t, s, s.name, "/", "shadow-broke-off", "Transfer-Encoding: chunked\r\n\r\n", "d\r\nthe beginning\r\n").Close()
+	seen++
+	l = s.settle(t, seen)
+	if l.Dropped["incomplete"] != 1 || l.Truncated["aborted"] != 1 || l.Lost() != 1 || len(copies(r)["shadow-broke-off"]) != 0 {
+		t.Errorf("ledger: got %s; want one incomplete, as it was aborted, and no copy of it", l)
+	}
+
 	// With events: what each of them stands for, and requests whose client went away.
 	s.set(t, lab.Options{"format": nil, "sampleRate": 0.25})
 	var e []event.Event
-	seen := l.Seen
 	for len(e) == 0 {
 		s.get(t)
 		seen++
-		s.settle(t, int(seen))
+		s.settle(t, seen)
 		for _, a := range r.Attempts()[l.Delivered:] {
 			e = append(e, read(t, a))
 		}
@@ -660,8 +715,9 @@ func TestComingFromMirroring(t *testing.T) {
 	if got := read(t, all[len(all)-1]).Body; got == nil || !got.Truncated || got.Reason != "aborted" {
 		t.Errorf("got body %+v; want it cut, as the client was gone", got)
 	}
-	if l := s.settle(t, int(seen)+1); l.Lost() != 0 || l.Seen != seen+1 || l.Truncated["aborted"] != 1 {
-		t.Errorf("ledger: got %s; want nothing lost of %d, one body cut", l, seen+1)
+	before = l.Lost()
+	if l := s.settle(t, seen+1); l.Lost() != before || l.Seen != int64(seen)+1 || l.Truncated["aborted"] != 2 {
+		t.Errorf("ledger: got %s; want no more lost of %d, one more body cut", l, seen+1)
 	}
 }
 
