@@ -335,6 +335,26 @@ func TestComingFromK8sreqDuplicator(t *testing.T) {
 			t.Errorf("the target %s: got %s; want %d delivered", what, l, n)
 		}
 	}
+
+	// Nor is the answer another one when a target's queue is full: its copy is dropped.
+	s.set(t, lab.Options{"queueSize": 1, "workers": 1})
+	hangs.Become(lab.Hang())
+	const more = 5
+	for i := range more {
+		r, _ := s.request(t, http.MethodPost, "http", "/hook", strings.NewReader("a webhook more"))
+		r.Host = host
+		s.send(t, r, http.StatusAccepted)
+		if _, err := works.Wait(soon(t), n+i+1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all = s.ledgers(t)
+	if l := all[origin(works)]; l.Delivered+l.InFlight != n+more || l.Lost() != 0 {
+		t.Errorf("the target that works: got %s; want all %d", l, n+more)
+	}
+	if l := all[origin(hangs)]; l.Seen != n+more || l.Dropped["queue_full"] < more-2 || l.Lost() != l.Dropped["queue_full"] {
+		t.Errorf("the target whose queue is full: got %s; want %d dropped at least, and counted", l, more-2)
+	}
 }
 
 var traceparent = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
