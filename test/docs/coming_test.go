@@ -1,6 +1,7 @@
 package docs
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -40,5 +41,49 @@ func TestEveryCellOfTheComparisonHasASource(t *testing.T) {
 	}
 	if cells < 150 {
 		t.Errorf("got %d cells; want at least 150", cells)
+	}
+}
+
+// TestTheSameInKubernetesIsTheSame compares the options of the object on a page with those
+// of the file above it, which run in a real Traefik.
+func TestTheSameInKubernetesIsTheSame(t *testing.T) {
+	compared := 0
+	for _, p := range pages(t) {
+		if !strings.HasPrefix(p.name, "docs/how-to/coming-from-") {
+			continue
+		}
+		var inFile, inKubernetes map[string]any
+		for _, b := range p.blocks {
+			if b.lang != "yaml" {
+				continue
+			}
+			for _, d := range documents(t, b.text) {
+				form, configs := middlewares(t, d)
+				for _, options := range configs {
+					// Addresses, and the places of files, are others.
+					for _, name := range []string{"watchURL", "watchURLs"} {
+						delete(options, name)
+					}
+					if a, ok := options["authenticate"].(map[string]any); ok {
+						delete(a, "secrets")
+					}
+					if form == "file" && inFile == nil {
+						inFile = options
+					} else if form == "kubernetes" {
+						inKubernetes = options
+					}
+				}
+			}
+		}
+		if inKubernetes == nil {
+			continue
+		}
+		compared++
+		if file, object := fmt.Sprint(inFile), fmt.Sprint(inKubernetes); file != object {
+			t.Errorf("%s: got in Kubernetes\n%s\nand in the file\n%s\nwant the same", p.name, object, file)
+		}
+	}
+	if compared < 2 {
+		t.Errorf("got %d pages with objects; want at least 2", compared)
 	}
 }
