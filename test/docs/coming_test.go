@@ -87,3 +87,33 @@ func TestTheSameInKubernetesIsTheSame(t *testing.T) {
 		t.Errorf("got %d pages with objects; want at least 2", compared)
 	}
 }
+
+// TestEachReceiverHasTheFormatOfItsRow compares the table of what stores and routes events
+// with the configurations below it.
+func TestEachReceiverHasTheFormatOfItsRow(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(root, "docs", "how-to", "grow-past-one-machine.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(text), "\n| | `format` | ")
+	table, after, _ := strings.Cut(after, "\n\n```yaml\n")
+	below, _, _ := strings.Cut(after, "```")
+	rows := regexp.MustCompile(`(?m)^\| (\w.*?) \| (.*?) \|`).FindAllStringSubmatch(table, -1)
+	receivers := regexp.MustCompile(`(?m)^    (to-[a-z-]+):\n(?:      .*\n)+`).FindAllStringSubmatch(below, -1)
+	if len(rows) != len(receivers) || len(rows) < 8 {
+		t.Fatalf("got %d rows and %d configurations; want as many, and 8 at least", len(rows), len(receivers))
+	}
+	for i, r := range receivers {
+		want := regexp.MustCompile("^`([a-z]+)`").FindStringSubmatch(rows[i][2])
+		if rows[i][2] == "either" {
+			want = []string{"", "cloudevents"}
+		}
+		got := regexp.MustCompile(`(?m)^          format: (\w+)$`).FindStringSubmatch(r[0])
+		if got == nil {
+			got = []string{"", "cloudevents"}
+		}
+		if want == nil || got[1] != want[1] {
+			t.Errorf("%s: got format %s; want that of %s, %s", r[1], got[1], rows[i][1], rows[i][2])
+		}
+	}
+}
