@@ -122,6 +122,19 @@ func TestTheCommandsOfThePagesWork(t *testing.T) {
 	}
 	run("kubectl apply --dry-run=server -f '" + strings.Join(list, "' -f '") + "'")
 
+	// Who has the role of the page may change this middleware, and no other.
+	for i, text := range pageObjects(t, "how-to/coming-from-sprayproxy.md") {
+		if strings.Contains(text, "\nkind: Role\n") {
+			run(fmt.Sprintf("kubectl apply -f how-to-coming-from-sprayproxy.md-%d.yaml", i))
+		}
+	}
+	for name, want := range map[string]string{"webhook-spray": "yes\n", "request-mirror": "no\n"} {
+		got := run("kubectl -n apps auth can-i patch middlewares.traefik.io/" + name + " --as=somebody --as-group=webhook-admins || true")
+		if got != want {
+			t.Errorf("%s: may they change it: got %q; want %q", name, got, want)
+		}
+	}
+
 	if !lab.sandbox {
 		return
 	}
