@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -89,8 +90,13 @@ func FuzzEvent(f *testing.F) {
 		if request.Method != inJSON(method) {
 			t.Errorf("got method %q; want %q", request.Method, method)
 		}
-		if e.Subject == "" || e.Subject != e.Data.URL.Path {
-			t.Errorf("got subject %q, path %q; want the same, and not empty", e.Subject, e.Data.URL.Path)
+		if e.Subject == "" || e.Subject != subjectOf(e.Data.URL.Path) {
+			t.Errorf("got subject %q, path %q; want the same, but for what is escaped, and not empty", e.Subject, e.Data.URL.Path)
+		}
+		for _, r := range e.Subject {
+			if unicode.IsControl(r) || r >= 0xfdd0 && r <= 0xfdef || r&0xfffe == 0xfffe {
+				t.Errorf("got subject %q; want nothing in it that a String of a CloudEvent cannot have", e.Subject)
+			}
 		}
 		if strings.HasPrefix(uri, "/") {
 			path, _, _ := strings.Cut(uri, "?")

@@ -44,7 +44,7 @@ var groupHeaders = []http.Header{
 }
 
 var groupTargets = []string{
-	"/", "/a?b=c", "/a?signature=SECRET&b=c", "/a?x=%53ig&SIG=SECRET", "/a?b+c", "*", "", "http://h/p?q", "/\"\\\t?\"", "/\xff?\xff", "/a\nb?c\r\nd", "/?",
+	"/", "/a?b=c", "/a?signature=SECRET&b=c", "/a?x=%53ig&SIG=SECRET", "/a?b+c", "*", "", "http://h/p?q", "/\"\\\t?\"", "/\xff?\xff", "/a\nb?c\r\nd", "/?", "/\u0085\uffff/é?\u0085",
 }
 
 func groupBodies() []*body {

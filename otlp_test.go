@@ -293,8 +293,8 @@ func TestOTLPTakesTextsAsTheyAre(t *testing.T) {
 			t.Errorf("got attribute %q, and %q; want them as they are", got, r.attributes["empty"])
 		}
 		path, _, _ := strings.Cut(want, "?")
-		if r.body != "GET /"+path {
-			t.Errorf("%q: got body of the record %q; want method and path", text, r.body)
+		if r.attributes["url.path"] != "/"+path || r.body != "GET "+subjectOf("/"+path) {
+			t.Errorf("%q: got path %q, body of the record %q; want the path as it was sent, and method and subject", text, r.attributes["url.path"], r.body)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"math/rand"
 	"net"
 	"net/http"
+	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
@@ -195,6 +196,24 @@ func pathOfOther(target string) string {
 		return rest[slash:]
 	}
 	return "/"
+}
+
+// notInStrings is what no String of a CloudEvent may have (CloudEvents 1.0, Type System),
+// although a server reads it: control characters, and what is no character.
+var notInStrings = regexp.MustCompile(`[\x{0}-\x{1f}\x{7f}-\x{9f}\x{fdd0}-\x{fdef}` + noncharacters() + `]`)
+
+func noncharacters() string {
+	list := ""
+	for plane := 0; plane <= 16; plane++ {
+		list += fmt.Sprintf(`\x{%x}\x{%x}`, plane<<16|0xfffe, plane<<16|0xffff)
+	}
+	return list
+}
+
+// subjectOf is the path as an event's subject, with escapes for what may not be there: a
+// strict receiver would refuse the event, and with it all others of a batch.
+func subjectOf(path string) string {
+	return notInStrings.ReplaceAllStringFunc(path, url.PathEscape)
 }
 
 // versions are OpenTelemetry's network.protocol.version: from HTTP/2 on without a

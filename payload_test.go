@@ -148,6 +148,24 @@ func TestPathAndQueryAreAsTheyWereSent(t *testing.T) {
 	}
 }
 
+// A strict receiver refuses an event with another subject, and the whole batch that it is in.
+func TestSubjectIsAStringOfCloudEvents(t *testing.T) {
+	for given, want := range map[string]string{
+		"/caf\u00e9/\U0001f600":         "/caf\u00e9/\U0001f600",
+		"/a\u0085b\u009fc":              "/a%C2%85b%C2%9Fc",
+		"/\u007f":                       "/%7F",
+		"/\ufdd0\uffff\U0010ffff":       "/%EF%B7%90%EF%BF%BF%F4%8F%BF%BF",
+		"/\u00a0\ufffd\ufeff\U0001fffd": "/\u00a0\ufffd\ufeff\U0001fffd",
+		"/%C2%85":                       "/%C2%85",
+	} {
+		p := stillPipeline(t, nil)
+		e := eventFrom(t, p, &capture{set: p.set, method: "GET", uri: given + "?\u0085", proto: "HTTP/1.1"})
+		if e.Subject != want || e.Data.URL.Path != given {
+			t.Errorf("%q: got subject %q, path %q; want %q, and the path as it was sent", given, e.Subject, e.Data.URL.Path, want)
+		}
+	}
+}
+
 func TestWhatIsNotThereIsNotSent(t *testing.T) {
 	p := stillPipeline(t, nil)
 	for _, uri := range []string{"", "?a=1"} {

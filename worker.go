@@ -84,7 +84,7 @@ func run(w *worker) {
 	var set *settings
 	var known *knownNames
 	var buffer *bytes.Buffer
-	var day, path, query, trace, key, from, instead, method, agent, named, header, plain, cookies, text string
+	var day, path, subject, query, trace, key, from, instead, method, agent, named, header, plain, cookies, text string
 	var values, plains, targets, lines, headers, heads, bodies, parts []string
 	var numbers []interface{}
 	var random uint64
@@ -292,7 +292,7 @@ func run(w *worker) {
 				bodies = strings.Split(scratch.String(), "\n")
 			}
 			complete = strings.Count(header, lineEnd) == n+1 // all names are known
-			odd = !strconv.CanBackquote(text) || strings.ContainsAny(text, oddBytes)
+			odd = !strconv.CanBackquote(text) || strings.ContainsAny(text, oddBytes) || utf8.RuneCountInString(query) != len(query)
 			suspicious = set.queryDefault != modeKeep
 			if !suspicious && strings.IndexByte(query, '?') >= 0 {
 				query = strings.ToLower(query)
@@ -407,7 +407,9 @@ func run(w *worker) {
 					header, agent, named = headerFields(set, c.header)
 					instead = ""
 				}
+				subject = path
 				if odd || !fits {
+					subject = escape(subjectOf(path))
 					path = escape(path)
 					query = escape(query)
 					method = escape(method)
@@ -423,7 +425,7 @@ func run(w *worker) {
 				if named != "" {
 					named = `,"request_id":"` + named + `"`
 				}
-				parts = append(parts, eventHead, heads[2*i], p.origin, path, `","time":"`, plains[4*i+3], heads[2*i+1], trace, `,"data":{"url":{"path":"`,
+				parts = append(parts, eventHead, heads[2*i], p.origin, subject, `","time":"`, plains[4*i+3], heads[2*i+1], trace, `,"data":{"url":{"path":"`,
 					path, `"`, query, ",", from, `,"http":{"request":{"method":"`, method, `","header":{`, header, instead, "}", cookies)
 				if parted {
 					break
