@@ -183,7 +183,7 @@ var (
 	jsonTypes  = regexp.MustCompile("json|^text/event-stream$")
 
 	// jsonStart is that of a JSON text, whatever its content type says: curl -d says it is a
-	// form. A form may begin with a bracket.
+	// form. A form may begin so, too.
 	jsonStart = regexp.MustCompile(`^[\s\x{feff}]*(?:\{|\[\s*(?:["{\[\]\-0-9]|true|false|null))`)
 
 	// jsonValue is a string, which may be cut, a number or a word. Single quotes, and what
@@ -226,13 +226,30 @@ func redactBody(f *bodyFields, header http.Header, content []byte) (out []byte, 
 	if strings.HasPrefix(kind, multipartType) {
 		return redactParts(f, header, content)
 	}
-	if isJSON(kind, content) {
+	if isJSON(kind, content) && (kind != formType || json.Valid(content)) {
 		return redactFields(f.json, content, redactedJSON, lengthOfJSON)
 	}
 	if kind == formType {
-		return redactFields(f.form, content, redacted, lengthInForm)
+		return redactForm(f, content)
 	}
 	return content, false
+}
+
+// redactForm is for a form, which may begin as JSON does, or be JSON that was cut or is
+// wrong.
+func redactForm(f *bodyFields, content []byte) (out []byte, withheld bool) {
+	out, withheld = redactFields(f.form, content, redacted, lengthInForm)
+	if withheld || !jsonStart.Match(content) {
+		return out, withheld
+	}
+	likeJSON, much := redactFields(f.json, content, redactedJSON, lengthOfJSON)
+	if bytes.Equal(likeJSON, content) {
+		return out, false
+	}
+	if much || !bytes.Equal(out, content) { // a field may end in the middle of one of the other notation
+		return nil, true
+	}
+	return likeJSON, false
 }
 
 func isJSON(kind string, content []byte) bool {
