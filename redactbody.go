@@ -174,13 +174,17 @@ const (
 
 	// mostParts of a body are more than servers take: each is some work that is interpreted.
 	mostParts = 4000
+
+	// deepest is how deep parts may be in parts: OData has three levels.
+	deepest = 3
 )
 
 var (
-	// structured are content types of bodies that are looked into, or could be: what says
-	// nothing may be JSON.
-	structured = regexp.MustCompile("json|^$|^text/(?:plain|event-stream)$|^" + formType + "$|^" + multipartType)
-	jsonTypes  = regexp.MustCompile("json|^text/event-stream$")
+	// structured are content types of bodies that are looked into; plain may be JSON: they say
+	// nothing. A request as a part is a header and often JSON.
+	structured = regexp.MustCompile("json|^text/event-stream$|^application/http$|^" + formType + "$|^" + multipartType)
+	plain      = regexp.MustCompile("^(?:text/plain)?$")
+	jsonTypes  = regexp.MustCompile("json|^text/event-stream$|^application/http$")
 
 	// jsonStart is that of a JSON text, whatever its content type says: curl -d says it is a
 	// form. A form may begin so, too.
@@ -196,22 +200,39 @@ var (
 	formEnd = regexp.MustCompile(`&|;[^&;=]+=|$`)
 
 	identity     = regexp.MustCompile(`^(?i:[\s,]|identity)*$`)
-	charsetOf    = regexp.MustCompile(`(?i)charset\s*=\s*["']?([^\s"';]*)`)
+	untransfered = regexp.MustCompile(`^(?i:7bit|8bit|binary|)$`) // Content-Transfer-Encoding
+	charsetOf    = regexp.MustCompile(`(?i)(?:^|[;,\s])charset\s*=\s*["']?([^\s"';]*)`)
 	asciiCharset = regexp.MustCompile(`^(?i:utf-?8|(?:us-)?ascii|iso-8859-\d+|latin-?\d+|(?:windows-|cp)125\d|)$`)
 
-	// wideStart is that of JSON in UTF-16 or UTF-32, which some backends take, too: there is
-	// a zero in the first four bytes, with and without a byte order mark.
+	// wideStart is that of texts in UTF-16 or UTF-32, which some backends take, too: there is
+	// a zero in the first four bytes, with and without a byte order mark. So it is in many
+	// files: wideJSON is what begins as JSON.
 	wideStart = regexp.MustCompile(`^(?s:.{0,3})\x00`)
+	wideJSON  = regexp.MustCompile(`^(?:\x{fffd}{2})?(?:\x00+(?:\x{fffd}{2}\x00*)?(?:\s\x00+)*[{\[]|(?:\s\x00+)*[{\[]\x00)`)
 
 	partHead  = regexp.MustCompile(`\n\r?\n`)
 	partBegin = regexp.MustCompile(`^(?:--)?[ \t]*\r?(?:\n|$)`) // after a delimiter
+
+	// encodedHead is that of a part whose content may not be what it looks like.
+	encodedHead = regexp.MustCompile(`(?i)encoding|charset|multipart|urlencoded`)
+
+	// unquoted takes away what some take for quotes and escapes in a part's name.
+	unquoted = strings.NewReplacer("'", "", `\`, "")
 )
+
+// effort is what may still be done for a body. The work for each field and part is
+// interpreted, so that bodies with nothing else could keep a processor busy: they are
+// withheld. One worker uses it.
+type effort struct {
+	fields int
+	parts  int
+}
 
 // redactBody is a body as it may leave. header is that of the request or response with
 // the body, which stays as it is. withheld is true if the body may hide fields that cannot
 // be looked for, as when it is compressed. Then none of it may leave.
 //
-// It looks into JSON, forms, and forms with files and the JSON in them. What it does not
+// It looks into JSON, forms, and forms with files and what is in them. What it does not
 // look into: JSON as the text of a JSON string, keys without double quotes, which are no
 // JSON, and other content types, unless the body begins as JSON does. A key that ends
 // with a quote and the name counts as the name.
@@ -219,30 +240,35 @@ func redactBody(f *bodyFields, header http.Header, content []byte) (out []byte, 
 	if f == nil || len(content) == 0 {
 		return content, false
 	}
-	kind := mediaType(header)
-	if structured.MatchString(kind) && isUnreadable(header, content) {
+	left := &effort{fields: 1000 + len(content)/64, parts: mostParts}
+	return redactContent(f, left, mediaType(header), header, content, 1)
+}
+
+// redactContent is redactBody for a body, or a part at a depth of more than one.
+func redactContent(f *bodyFields, left *effort, kind string, header http.Header, content []byte, depth int) (out []byte, withheld bool) {
+	if isUnreadable(kind, header, content) {
 		return nil, true
 	}
 	if strings.HasPrefix(kind, multipartType) {
-		return redactParts(f, header, content)
+		return redactParts(f, left, header, content, depth)
 	}
 	if isJSON(kind, content) && (kind != formType || json.Valid(content)) {
-		return redactFields(f.json, content, redactedJSON, lengthOfJSON)
+		return redactFields(f.json, left, content, redactedJSON, lengthOfJSON)
 	}
 	if kind == formType {
-		return redactForm(f, content)
+		return redactForm(f, left, content)
 	}
 	return content, false
 }
 
 // redactForm is for a form, which may begin as JSON does, or be JSON that was cut or is
 // wrong.
-func redactForm(f *bodyFields, content []byte) (out []byte, withheld bool) {
-	out, withheld = redactFields(f.form, content, redacted, lengthInForm)
+func redactForm(f *bodyFields, left *effort, content []byte) (out []byte, withheld bool) {
+	out, withheld = redactFields(f.form, left, content, redacted, lengthInForm)
 	if withheld || !jsonStart.Match(content) {
 		return out, withheld
 	}
-	likeJSON, much := redactFields(f.json, content, redactedJSON, lengthOfJSON)
+	likeJSON, much := redactFields(f.json, left, content, redactedJSON, lengthOfJSON)
 	if bytes.Equal(likeJSON, content) {
 		return out, false
 	}
@@ -258,22 +284,28 @@ func isJSON(kind string, content []byte) bool {
 
 // isUnreadable says whether the bytes of a text are not its characters, or at least
 // ASCII's.
-func isUnreadable(header http.Header, content []byte) bool {
+func isUnreadable(kind string, header http.Header, content []byte) bool {
+	if wideJSON.Match(content) {
+		return true
+	}
+	declared := structured.MatchString(kind)
+	if !declared && !plain.MatchString(kind) {
+		return false
+	}
 	charset := charsetOf.FindStringSubmatch(header.Get("Content-Type"))
 	return header["Content-Encoding"] != nil && !identity.MatchString(strings.Join(header["Content-Encoding"], ",")) ||
-		charset != nil && !asciiCharset.MatchString(charset[1]) || wideStart.Match(content)
+		charset != nil && !asciiCharset.MatchString(charset[1]) || declared && wideStart.Match(content)
 }
 
 // redactFields puts another value into all fields. lengthOf is that of the value that a
-// text begins with. The work for each field is interpreted, so that bodies with nothing
-// else could keep a processor busy: they are withheld.
-func redactFields(n *notation, content []byte, value string, lengthOf func(text []byte) int) (out []byte, withheld bool) {
-	most := 1000 + len(content)/64
-	found := find(n, content, most+1)
+// text begins with.
+func redactFields(n *notation, left *effort, content []byte, value string, lengthOf func(text []byte) int) (out []byte, withheld bool) {
+	found := find(n, content, left.fields+1)
 	if found == nil {
 		return content, false
 	}
-	if len(found) > most {
+	left.fields -= len(found)
+	if left.fields < 0 {
 		return nil, true
 	}
 	return replaceFields(found, content, value, lengthOf), false
@@ -321,23 +353,28 @@ func lengthOfNested(text []byte) int {
 func lengthInForm(text []byte) int { return formEnd.FindIndex(text)[0] }
 
 // redactParts is for multipart/form-data (RFC 7578) and its kin.
-func redactParts(f *bodyFields, header http.Header, content []byte) (out []byte, withheld bool) {
+func redactParts(f *bodyFields, left *effort, header http.Header, content []byte, depth int) (out []byte, withheld bool) {
 	_, params, err := mime.ParseMediaType(header.Get("Content-Type"))
-	if err != nil || params["boundary"] == "" {
+	if err != nil || params["boundary"] == "" || depth > deepest {
 		return nil, true
 	}
 	// The line break before a boundary belongs to it; that before the first may be missing.
 	delimiter := "\n--" + params["boundary"]
-	parts := bytes.Split(append([]byte("\n"), content...), []byte(delimiter))
-	if len(parts) > mostParts {
+	parts := bytes.SplitN(append([]byte("\n"), content...), []byte(delimiter), left.parts+1)
+	left.parts -= len(parts)
+	if left.parts < 0 {
 		return nil, true
 	}
 	out = make([]byte, 0, len(content)+len(redacted))
 	withheld = false
 	hidden := false
+	read := false
 	for i, part := range parts {
-		if hidden && !partBegin.Match(part) {
-			continue // it only looks like a delimiter, so the value goes on
+		if (hidden || read) && !partBegin.Match(part) { // it only looks like a delimiter, so the content goes on
+			if read {
+				return nil, true
+			}
+			continue
 		}
 		if i > 0 {
 			if bytes.HasSuffix(parts[i-1], []byte("\r")) {
@@ -348,10 +385,12 @@ func redactParts(f *bodyFields, header http.Header, content []byte) (out []byte,
 		if i < len(parts)-1 {
 			part = bytes.TrimSuffix(part, []byte("\r"))
 		}
+		at := partHead.FindIndex(part)
 		hidden = false
-		if at := partHead.FindIndex(part); i > 0 && at != nil {
+		read = i > 0 && at == nil
+		if i > 0 && at != nil {
 			out = append(out, part[:at[1]]...)
-			part, hidden, withheld = redactPart(f, part[:at[1]], part[at[1]:])
+			part, hidden, read, withheld = redactPart(f, left, part[:at[1]], part[at[1]:], depth+1)
 			if withheld {
 				return nil, true
 			}
@@ -361,27 +400,35 @@ func redactParts(f *bodyFields, header http.Header, content []byte) (out []byte,
 	return out[1:], false
 }
 
-// redactPart is the content of a part as it may leave, and whether it is one of the
-// fields. head begins with what is left of the delimiter's line.
-func redactPart(f *bodyFields, head, content []byte) (out []byte, hidden, withheld bool) {
+// redactPart is the content of a part as it may leave, whether it is one of the fields,
+// and whether it was looked into. head begins with what is left of the delimiter's line.
+func redactPart(f *bodyFields, left *effort, head, content []byte, depth int) (out []byte, hidden, read, withheld bool) {
 	out = nil
 	withheld = false
 	_, lines, _ := bytes.Cut(head, []byte("\n"))
-	header, err := textproto.NewReader(bufio.NewReader(bytes.NewReader(lines))).ReadMIMEHeader()
-	for _, value := range header["Content-Disposition"] {
-		_, params, wrong := mime.ParseMediaType(value)
-		if wrong != nil {
-			err = wrong
-		} else if find(f.form, []byte(params["name"]+"="), 1) != nil {
-			return []byte(redacted), true, false
+	fields, err := textproto.NewReader(bufio.NewReader(bytes.NewReader(lines))).ReadMIMEHeader()
+	header := http.Header(fields)
+	odd := err != nil || len(header["Content-Disposition"]) > 1
+	if disposition := header.Get("Content-Disposition"); disposition != "" {
+		_, params, wrong := mime.ParseMediaType(disposition)
+		odd = odd || wrong != nil
+		if name := params["name"]; find(f.form, []byte(name+"=&"+unquoted.Replace(name)+"="), 1) != nil {
+			return []byte(redacted), true, false, false
 		}
 	}
-	if err != nil && f.word.Match(lines) { // who can tell what a backend makes of it
-		return []byte(redacted), true, false
+	if odd && f.word.Match(lines) { // who can tell what a backend makes of it
+		return []byte(redacted), true, false, false
 	}
-	if isJSON(mediaType(http.Header(header)), content) {
-		out, withheld = redactFields(f.json, content, redactedJSON, lengthOfJSON)
-		return out, false, withheld
+	kind := mediaType(header)
+	if kind == "" {
+		kind = "text/plain" // RFC 7578, 4.4
 	}
-	return content, false, false
+	read = structured.MatchString(kind)
+	encoded := (read || plain.MatchString(kind)) && !untransfered.MatchString(strings.TrimSpace(header.Get("Content-Transfer-Encoding")))
+	if encoded || err != nil && encodedHead.Match(lines) {
+		return nil, false, false, true
+	}
+	read = read || jsonStart.Match(content)
+	out, withheld = redactContent(f, left, kind, header, content, depth)
+	return out, false, read, withheld
 }

@@ -147,6 +147,24 @@ var partCases = []struct {
 	{"JSON in a part",
 		"--b\nContent-Disposition: form-data; name=\"operations\"\n\n{\"password\":\"s3cr3t\",\"a\":1}\n--b\nContent-Type: application/json\n\n\"password\":{\n--b--\n",
 		"--b\nContent-Disposition: form-data; name=\"operations\"\n\n{\"password\":\"REDACTED\",\"a\":1}\n--b\nContent-Type: application/json\n\n\"password\":\"REDACTED\"\n--b--\n"},
+	{"a form in a part, and one that begins as JSON does",
+		"--b\nContent-Type: application/x-www-form-urlencoded\n\nuser=a&password=s3cr3t\n--b\nContent-Type: application/x-www-form-urlencoded; charset=utf-8\n\n[0].token=s3cr3t&a=b\n--b--\n",
+		"--b\nContent-Type: application/x-www-form-urlencoded\n\nuser=a&password=REDACTED\n--b\nContent-Type: application/x-www-form-urlencoded; charset=utf-8\n\n[0].token=REDACTED&a=b\n--b--\n"},
+	{"a value that looks like a form is none",
+		"--b\nContent-Disposition: form-data; name=\"note\"\n\npassword=x\n--b\nContent-Disposition: form-data; name=\"note\"\nContent-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 8bit\n\npassword=x\n--b--\n",
+		"--b\nContent-Disposition: form-data; name=\"note\"\n\npassword=x\n--b\nContent-Disposition: form-data; name=\"note\"\nContent-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 8bit\n\npassword=x\n--b--\n"},
+	{"parts in a part, and parts in these",
+		"--b\nContent-Type: multipart/mixed; boundary=c\n\n--c\nContent-Disposition: form-data; name=\"password\"\n\ns3cr3t\n--c\nContent-Type: multipart/mixed; boundary=d\n\n--d\nContent-Type: application/json\n\n{\"token\":\"s3cr3t\"}\n--d--\n--c--\n--b\n\na\n--b--\n",
+		"--b\nContent-Type: multipart/mixed; boundary=c\n\n--c\nContent-Disposition: form-data; name=\"password\"\n\nREDACTED\n--c\nContent-Type: multipart/mixed; boundary=d\n\n--d\nContent-Type: application/json\n\n{\"token\":\"REDACTED\"}\n--d--\n--c--\n--b\n\na\n--b--\n"},
+	{"requests in parts, as in a batch of OData",
+		"--b\nContent-Type: application/http\nContent-Transfer-Encoding: binary\n\nPOST /users HTTP/1.1\nContent-Type: application/json\n\n{\"password\":\"s3cr3t\"}\n--b--\n",
+		"--b\nContent-Type: application/http\nContent-Transfer-Encoding: binary\n\nPOST /users HTTP/1.1\nContent-Type: application/json\n\n{\"password\":\"REDACTED\"}\n--b--\n"},
+	{"files without a type, and with zeros",
+		"--b\nContent-Disposition: form-data; name=\"file\"; filename=\"a.mp4\"\n\n\x00\x00\x00 ftypisom\x00\n--b\nContent-Type: image/x-icon\nContent-Encoding: gzip\n\n\x00\x00\x01\x00\n--b--\n",
+		"--b\nContent-Disposition: form-data; name=\"file\"; filename=\"a.mp4\"\n\n\x00\x00\x00 ftypisom\x00\n--b\nContent-Type: image/x-icon\nContent-Encoding: gzip\n\n\x00\x00\x01\x00\n--b--\n"},
+	{"names as PHP reads them",
+		"--b\nContent-Disposition: form-data; name='password'\n\ns3cr3t\n--b\nContent-Disposition: form-data; name=\"pass\\word\"\n\ns3cr3t\n--b\nContent-Disposition: form-data; name=\"a\"\nContent-Disposition: form-data; name=\"password\"\n\ns3cr3t\n--b--\n",
+		"--b\nContent-Disposition: form-data; name='password'\n\nREDACTED\n--b\nContent-Disposition: form-data; name=\"pass\\word\"\n\nREDACTED\n--b\nContent-Disposition: form-data; name=\"a\"\nContent-Disposition: form-data; name=\"password\"\n\nREDACTED\n--b--\n"},
 	{"a value with what looks like a delimiter",
 		"--b\nContent-Disposition: form-data; name=\"password\"\n\ns3\n--bcr3t\n--b-\n--b x\n--b\nContent-Disposition: form-data; name=\"a\"\n\nb\n--b--\n",
 		"--b\nContent-Disposition: form-data; name=\"password\"\n\nREDACTED\n--b\nContent-Disposition: form-data; name=\"a\"\n\nb\n--b--\n"},
@@ -222,6 +240,53 @@ func TestBodiesThatCannotBeLookedIntoAreWithheld(t *testing.T) {
 		got, withheld := redactBody(f, header, []byte(c.body))
 		if withheld != c.want || c.want && got != nil {
 			t.Errorf("%s: got %d bytes, withheld %v; want withheld %v", c.name, len(got), withheld, c.want)
+		}
+	}
+}
+
+func TestPartsThatCannotBeLookedIntoAreWithheld(t *testing.T) {
+	f := newBodyFields(hiddenNames)
+	wide := string([]byte("{\x00\"\x00a\x00\"\x00:\x001\x00}\x00"))
+	nested := func(depth int) string {
+		body := "Content-Type: application/json\r\n\r\n{\"a\":1}"
+		for i := 0; i < depth; i++ {
+			body = fmt.Sprintf("Content-Type: multipart/mixed; boundary=c%d.\r\n\r\n--c%d.\r\n%s\r\n--c%d.--", i, i, body, i)
+		}
+		return body
+	}
+	many := func(n int, text string) string { return strings.Repeat(text, n) }
+	inner := "Content-Type: multipart/mixed; boundary=c\r\n\r\n"
+	for _, c := range []struct {
+		name, part string
+		want       bool
+	}{
+		{"JSON as it is", "Content-Type: application/json; charset=utf-8\r\nContent-Encoding: identity\r\n\r\n{\"a\":1}", false},
+		{"JSON in UTF-16, as the charset says", "Content-Type: application/json; charset=utf-16\r\n\r\n" + wide, true},
+		{"JSON in UTF-16, as the bytes say", "Content-Type: application/json\r\n\r\n" + wide, true},
+		{"JSON in UTF-16 without a type", "Content-Disposition: form-data; name=\"a\"\r\n\r\n\xff\xfe" + wide, true},
+		{"JSON in UTF-16 that is said to be bytes", "Content-Type: application/octet-stream\r\n\r\n" + wide, true},
+		{"UTF-7", "Content-Type: text/plain; charset=utf-7\r\n\r\na", true},
+		{"compressed JSON", "Content-Type: application/json\r\nContent-Encoding: gzip\r\n\r\nGZ{", true},
+		{"compressed, and no type", "Content-Encoding: gzip\r\n\r\nGZ", true},
+		{"a compressed form", "Content-Type: application/x-www-form-urlencoded\r\ncontent-encoding: br\r\n\r\nGZ", true},
+		{"JSON in base64", "Content-Type: application/json\r\nContent-Transfer-Encoding: base64\r\n\r\neyJhIjoxfQ==", true},
+		{"JSON with bytes that are quoted", "Content-Transfer-Encoding: Quoted-Printable\r\n\r\n{\"p=61ssword\":1}", true},
+		{"an image in base64", "Content-Type: image/png\r\nContent-Transfer-Encoding: base64\r\n\r\nAAAA", false},
+		{"compressed, below a header that is wrong", "no header\r\nContent-Encoding: gzip\r\n\r\nGZ", true},
+		{"parts without a boundary", "Content-Type: multipart/mixed\r\n\r\n--c\r\n\r\na", true},
+		{"parts in parts in parts", nested(2), false},
+		{"parts that are too deep", nested(3), true},
+		{"parts that are much too deep", nested(200), true},
+		{"parts with the boundary of these, and more", "Content-Type: multipart/mixed; boundary=b2\r\n\r\n--b2\r\n\r\na\r\n--b2--", true},
+		{"a form that goes on after what looks like a delimiter", "Content-Type: application/x-www-form-urlencoded\r\n\r\npassword=s3c\r\n--br3t", true},
+		{"JSON that goes on after what looks like a delimiter", "\r\n{\"a\":1\r\n--bc\r\n,\"password\":1}", true},
+		{"too many parts of parts", many(50, inner+many(90, "--c\r\n\r\n\r\n")+"\r\n--b\r\n") + "\r\n", true},
+		{"too many fields in all parts", many(50, "Content-Type: application/json\r\n\r\n["+many(90, `{"token":1},`)+"\r\n--b\r\n") + "\r\n", true},
+	} {
+		body := "--b\r\n" + c.part + "\r\n--b--\r\n"
+		got, withheld := redactBody(f, bodyHeader("multipart/form-data; boundary=b"), []byte(body))
+		if withheld != c.want || c.want && got != nil || !c.want && string(got) != body {
+			t.Errorf("%s: got %.300q, withheld %v; want withheld %v, or all of it", c.name, got, withheld, c.want)
 		}
 	}
 }
