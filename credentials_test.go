@@ -224,6 +224,10 @@ func requestsWithSecrets() []*http.Request {
 		{parts.FormDataContentType(), buffer.String()},
 		{parts.FormDataContentType(), buffer.String()[:buffer.Len()*2/3]},
 		{"text/plain", text},
+		{"application/x-www-form-urlencoded", "[0].user=ann&" + form.Encode()}, // which begins as JSON does
+		{"multipart/mixed; boundary=outer", "--outer\r\nContent-Type: " + parts.FormDataContentType() + "\r\n\r\n" + buffer.String() + "\r\n--outer\r\n" +
+			"Content-Type: application/x-www-form-urlencoded\r\n\r\n" + form.Encode() + "\r\n--outer\r\nContent-Type: application/http\r\n\r\n" +
+			"POST / HTTP/1.1\r\nContent-Type: application/json\r\n\r\n" + text + "\r\n--outer--\r\n"},
 	} {
 		req := send("/upload", body.text)
 		if body.text == "" {
@@ -240,6 +244,18 @@ func requestsWithSecrets() []*http.Request {
 	requests = append(requests, compressed)
 	for i, req := range requests {
 		dress(req, i)
+	}
+	return requests
+}
+
+// requestsWithoutBodies are some that have their secrets elsewhere, and are signed.
+func requestsWithoutBodies() []*http.Request {
+	requests := []*http.Request{}
+	for i, method := range []string{http.MethodGet, http.MethodDelete, http.MethodOptions, http.MethodPost} {
+		req := httptest.NewRequest(method, "/download", nil)
+		req.Header.Set(hubHeader, hubSignature(hookSecret, nil))
+		dress(req, i)
+		requests = append(requests, req)
 	}
 	return requests
 }
@@ -325,20 +341,35 @@ func (b *leakyBackend) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 func TestNoCredentialLeaves(t *testing.T) {
 	down := httptest.NewServer(nil)
 	down.Close()
-	requests := len(requestsWithSecrets())
 	secrets := allSecrets()
 	for _, c := range []struct {
-		name    string
-		status  int
-		secure  bool // whether its certificate is one that nobody trusts
-		options opts
-		outcome string
+		name     string
+		status   int
+		secure   bool // whether its certificate is one that nobody trusts
+		bodiless bool // whether requests have none, as with format request bodies are never changed
+		options  opts
+		outcome  string
 	}{
 		{name: "a receiver that takes all", status: http.StatusNoContent},
 		{name: "a receiver that gets answers, too", status: http.StatusNoContent, options: opts{"captureResponse": "body", "maxBodySize": 100}},
 		{name: "a receiver of batches and pseudonyms", status: http.StatusOK, options: opts{
-			"batch.maxEvents": requests, "captureResponse": "headers", "maxEventSize": "4Ki", "format": "json",
+			"batch.maxEvents": len(requestsWithSecrets()), "captureResponse": "headers", "maxEventSize": "4Ki", "format": "json",
 			"headers.names": map[string]string{"X-Api-Key": "hash", "Authorization": "hash"}, "queryParameters.names": map[string]string{"signature": "hash"},
+		}},
+		{name: "a receiver of pseudonyms only", status: http.StatusOK, options: opts{
+			"captureResponse": "body", "headers.defaultMode": "hash", "queryParameters.defaultMode": "hash", "cookieNames": "theme",
+		}},
+		{name: "a receiver of log records", status: http.StatusOK, options: opts{
+			"format": "otlp", "captureResponse": "body", "batch.maxEvents": 4, "cookieNames": "theme",
+		}},
+		{name: "a receiver of log records that refuses", status: http.StatusBadRequest, outcome: reasonRejected, options: opts{
+			"format": "otlp", "headers.defaultMode": "hash", "maxBodySize": 100,
+		}},
+		{name: "a receiver of the requests themselves", status: http.StatusOK, bodiless: true, options: opts{
+			"format": "request", "redactBodyFields": nil, "cookieNames": "theme",
+		}},
+		{name: "a receiver of the requests with pseudonyms, which fails", status: http.StatusInternalServerError, bodiless: true, outcome: reasonServerError, options: opts{
+			"format": "request", "redactBodyFields": nil, "headers.defaultMode": "hash", "queryParameters.defaultMode": "hash",
 		}},
 		{name: "a receiver that fails", status: http.StatusInternalServerError, outcome: reasonServerError},
 		{name: "a receiver that refuses", status: http.StatusUnauthorized, outcome: reasonRejected},
@@ -377,18 +408,24 @@ func TestNoCredentialLeaves(t *testing.T) {
 			report(t, "the error", secrets, err.Error())
 			delete(options, "drainTimeout")
 
+			sent := requestsWithSecrets()
+			expected := [][]credential{secretHeaders, secretCookies, secretParameters, secretFields}
+			if c.bodiless {
+				sent = requestsWithoutBodies()
+				expected = expected[:3]
+			}
 			backend := &leakyBackend{}
 			var next http.Handler = backend
 			unsay(t)
 			said := logged(func() {
 				mirror := mirrorOf(t, next, with(options, "unheardOf", receiverToken))
-				for _, req := range requestsWithSecrets() {
+				for _, req := range sent {
 					serve(mirror, req)
 				}
 				waitFor(t, "all to be settled", func() bool { return isSettled(tallyOf(t)) })
 				n := tallyOf(t)
-				if got := n.Failed[c.outcome] + n.Delivered; got != uint64(requests) || (c.outcome != "") == (n.Delivered > 0) {
-					t.Errorf("got %+v; want %d with outcome %q", n, requests, c.outcome)
+				if got := n.Failed[c.outcome] + n.Delivered; got != uint64(len(sent)) || (c.outcome != "") == (n.Delivered > 0) {
+					t.Errorf("got %+v; want %d with outcome %q", n, len(sent), c.outcome)
 				}
 				report(t, "expvar", secrets, expvar.Get("requestmirror").String())
 				report(t, "the metrics", secrets, serve(mirror, get("/metrics")).Body.String())
@@ -404,7 +441,7 @@ func TestNoCredentialLeaves(t *testing.T) {
 			}
 			// The backend has all: what is looked for was there.
 			there := strings.Join(seen(secrets, strings.Join(backend.got, "\n")), "\n")
-			for _, list := range [][]credential{secretHeaders, secretCookies, secretParameters, secretFields} {
+			for _, list := range expected {
 				for _, secret := range list {
 					if _, value, _ := strings.Cut(secret.value, " "); !strings.Contains(there, secret.value) && !strings.Contains(there, value) {
 						t.Errorf("got no %s at the backend; want every secret to come through", secret.name)
