@@ -34,6 +34,8 @@ type notation struct {
 	escaped *regexp.Regexp // any name, likewise, for several times the work
 }
 
+const spaces = `[\s\v\x{85}\p{Z}\x{feff}]`
+
 // newBodyFields returns nil for no names.
 func newBodyFields(names []string) *bodyFields {
 	given := []string{}
@@ -48,7 +50,10 @@ func newBodyFields(names []string) *bodyFields {
 		return nil
 	}
 	return &bodyFields{
-		json: newNotation(given, inKey, `\\`, `"(?:%s)"\s*:\s*`),
+		// Comments are nothing to Rails and to Newtonsoft's parser, nor are all of Unicode's
+		// spaces to the latter. Those with a quote or a star in them are not looked for here:
+		// each could go on to the end of the body.
+		json: newNotation(given, inKey, `\\`, `"(?:%s)"(?:`+spaces+`|/\*[^*"]*\*/|//[^\n"]*\n)*:`+spaces+`*`),
 		// password is also the name of what is written user[password], user.password or
 		// password[0], and spaces before a name are nothing to some backends.
 		form: newNotation(given, inForm, "%", `(?i:(?:^|[&;])(?:[^&;=]*(?:[.\[\]]|%%2e|%%5b|%%5d))?(?:[\s+]|%%20)*(?:%s)(?:(?:[.\[\]]|%%2e|%%5b|%%5d)[^&;=]*)?=)`),
@@ -195,6 +200,9 @@ var (
 	// it.
 	jsonValue = regexp.MustCompile(`^(?s:"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?)?[^\s,\]}]*(?:[ \t]+[^\s,\]}]+)*`)
 
+	// comments before a value. One that has no end takes the rest.
+	comments = regexp.MustCompile(`^(?s:` + spaces + `|/\*.*?(?:\*/|$)|//[^\n]*)*`)
+
 	// formEnd is where a form's value ends. A semicolon separates for some backends, and is
 	// a part of the value for others: it ends the value if the name of a field follows.
 	formEnd = regexp.MustCompile(`&|;[^&;=]+=|$`)
@@ -329,8 +337,11 @@ func replaceFields(found [][]int, content []byte, value string, lengthOf func(te
 // lengthOfJSON is negative if there is no value.
 func lengthOfJSON(text []byte) int {
 	nested := 0
-	if len(text) > 0 && (text[0] == '{' || text[0] == '[') {
-		nested = lengthOfNested(text)
+	if len(text) > 0 && text[0] == '/' {
+		nested = comments.FindIndex(text)[1]
+	}
+	if nested < len(text) && (text[nested] == '{' || text[nested] == '[') {
+		nested += lengthOfNested(text[nested:])
 	}
 	length := nested + jsonValue.FindIndex(text[nested:])[1]
 	if length == 0 {

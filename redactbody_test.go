@@ -88,6 +88,9 @@ var bodyCases = []struct {
 	{"a text in single quotes", typeJSON, `{"password":'s3c,r}3t',"a":1}`, `{"password":"REDACTED","a":1}`},
 	{"an object that is wrong takes the rest", typeJSON, `{"password":{a},"b":1}`, `{"password":"REDACTED"`},
 	{"no value", typeJSON, `{"password":,"a":1}`, `{"password":,"a":1}`},
+	{"comments, as Rails and Newtonsoft take them", typeJSON, "{\"password\"/* a, */ // b\n:/*c,\"d*//*e*/\n\"s3c, r3t\",\"token\": //f,g\n [\"s3cr3t\"],\"h\":1}", "{\"password\"/* a, */ // b\n:\"REDACTED\",\"token\": \"REDACTED\",\"h\":1}"},
+	{"a comment that has no end takes the rest", typeJSON, `{"password":/*"s3cr3t",`, `{"password":"REDACTED"`},
+	{"other spaces, as Newtonsoft takes them", typeJSON, "{\"password\"\u00a0\v:\u2003\ufeff\"s3c,r3t\",\"a\":1}", "{\"password\"\u00a0\v:\u2003\ufeff\"REDACTED\",\"a\":1}"},
 	{"a backslash before the key", typeJSON, `{\"password":"s3cr3t"}`, `{\"password":"REDACTED"}`},
 
 	{"a form", typeForm, "user=a&password=s3cr3t&n=%7E+", "user=a&password=REDACTED&n=%7E+"},
