@@ -34,7 +34,10 @@ type notation struct {
 	escaped *regexp.Regexp // any name, likewise, for several times the work
 }
 
-const spaces = `[\s\v\x{85}\p{Z}\x{feff}]`
+const (
+	spaces  = `[\s\v\x{85}\p{Z}\x{feff}]`
+	between = `(?:[.:$\[\]\x00]|%%(?:00|24|2e|3a|5b|5d))` // the names that a form's name consists of
+)
 
 // newBodyFields returns nil for no names.
 func newBodyFields(names []string) *bodyFields {
@@ -53,25 +56,25 @@ func newBodyFields(names []string) *bodyFields {
 		// Comments are nothing to Rails and to Newtonsoft's parser, nor are all of Unicode's
 		// spaces to the latter. Those with a quote or a star in them are not looked for here:
 		// each could go on to the end of the body.
-		json: newNotation(given, inKey, `\\`, `"(?:%s)"(?:`+spaces+`|/\*[^*"]*\*/|//[^\n"]*\n)*:`+spaces+`*`),
-		// password is also the name of what is written user[password], user.password or
-		// password[0], and spaces before a name are nothing to some backends.
-		form: newNotation(given, inForm, "%", `(?i:(?:^|[&;])(?:[^&;=]*(?:[.\[\]]|%%2e|%%5b|%%5d))?(?:[\s+]|%%20)*(?:%s)(?:(?:[.\[\]]|%%2e|%%5b|%%5d)[^&;=]*)?=)`),
+		json: newNotation(given, inKey, "", `\\`, `"(?:%s)"(?:`+spaces+`|/\*[^*"]*\*/|//[^\n"]*\n)*:`+spaces+`*`),
+		// password is also the name of what is written user[password], user.password,
+		// password[0] or, by a library of pages, page:password or page$password. PHP ends a
+		// name at a zero. Spaces before a name are nothing to some backends.
+		form: newNotation(given, inForm, " _", "%", `(?i:(?:^|[&;])(?:[^&;=]*`+between+`)?(?:[\s+]|%%20)*(?:%s)(?:`+between+`[^&;=]*)?=)`),
 		word: regexp.MustCompile("(?i:" + strings.Join(literal, "|") + ")"),
 	}
 }
 
 // newNotation is one whose escapes begin with lead; around is what is before and after a
-// name. spell says how a character may be written: as it is, with an escape, and what may
-// follow lead then.
-func newNotation(names []string, spell func(rune) (plain, escaped string, escapes []string), lead, around string) *notation {
+// name. spell says how a character may be written: as it is, which for those in gaps is not
+// the only way, with an escape, and what may follow lead then.
+func newNotation(names []string, spell func(rune) (plain, escaped string, escapes []string), gaps, lead, around string) *notation {
 	words := map[string]bool{}
 	plain := []string{}
 	escaped := []string{}
 	escapes := []string{}
 	for _, name := range names {
-		word, _, _ := strings.Cut(strings.ToLower(name), " ") // which may be written as a plus
-		words[word] = true
+		words[longestWord(strings.ToLower(name), gaps)] = true
 		some := ""
 		all := ""
 		for _, r := range name {
@@ -102,6 +105,17 @@ func newNotation(names []string, spell func(rune) (plain, escaped string, escape
 		n.words = append(n.words, []byte(word))
 	}
 	return n
+}
+
+// longestWord is the longest part of a name without gaps.
+func longestWord(name, gaps string) string {
+	longest := ""
+	for _, word := range strings.FieldsFunc(name, func(r rune) bool { return strings.ContainsRune(gaps, r) }) {
+		if len(word) > len(longest) {
+			longest = word
+		}
+	}
+	return longest
 }
 
 // casesOf are all cases of a character by Unicode, as for Go's encoding/json: a long s
@@ -145,6 +159,8 @@ func inForm(r rune) (plain, escaped string, escapes []string) {
 	plain = regexp.QuoteMeta(string(r))
 	if r == ' ' {
 		plain = `[ +]`
+	} else if r == '_' { // which PHP makes of these
+		plain = `(?:[_ +.\[]|%20|%2e|%5b)`
 	}
 	for _, b := range []byte(string(r)) {
 		code := fmt.Sprintf("%02x", b)
@@ -203,10 +219,6 @@ var (
 	// comments before a value. One that has no end takes the rest.
 	comments = regexp.MustCompile(`^(?s:` + spaces + `|/\*.*?(?:\*/|$)|//[^\n]*)*`)
 
-	// formEnd is where a form's value ends. A semicolon separates for some backends, and is
-	// a part of the value for others: it ends the value if the name of a field follows.
-	formEnd = regexp.MustCompile(`&|;[^&;=]+=|$`)
-
 	identity     = regexp.MustCompile(`^(?i:[\s,]|identity)*$`)
 	untransfered = regexp.MustCompile(`^(?i:7bit|8bit|binary|)$`) // Content-Transfer-Encoding
 	charsetOf    = regexp.MustCompile(`(?i)(?:^|[;,\s])charset\s*=\s*["']?([^\s"';]*)`)
@@ -240,16 +252,25 @@ type effort struct {
 // the body, which stays as it is. withheld is true if the body may hide fields that cannot
 // be looked for, as when it is compressed. Then none of it may leave.
 //
-// It looks into JSON, forms, and forms with files and what is in them. What it does not
-// look into: JSON as the text of a JSON string, keys without double quotes, which are no
-// JSON, and other content types, unless the body begins as JSON does. A key that ends
-// with a quote and the name counts as the name.
+// It looks into JSON, forms, and forms with files and what is in them.
+// What it does not look into: JSON as the text of a JSON string, keys without double
+// quotes, which are no JSON, and other content types, unless the body begins as JSON does.
+// A key that ends with a quote and the name counts as the name.
 func redactBody(f *bodyFields, header http.Header, content []byte) (out []byte, withheld bool) {
 	if f == nil || len(content) == 0 {
 		return content, false
 	}
 	left := &effort{fields: 1000 + len(content)/64, parts: mostParts}
-	return redactContent(f, left, mediaType(header), header, content, 1)
+	return redactContent(f, left, typeOf(header), header, content, 1)
+}
+
+// typeOf is the content type up to a comma or space, at which it ends for PHP and Rails.
+func typeOf(header http.Header) string {
+	kind := mediaType(header)
+	if i := strings.IndexAny(kind, ", \t"); i >= 0 {
+		kind = kind[:i]
+	}
+	return kind
 }
 
 // redactContent is redactBody for a body, or a part at a depth of more than one.
@@ -263,7 +284,7 @@ func redactContent(f *bodyFields, left *effort, kind string, header http.Header,
 	if isJSON(kind, content) && (kind != formType || json.Valid(content)) {
 		return redactFields(f.json, left, content, redactedJSON, lengthOfJSON)
 	}
-	if kind == formType {
+	if kind == formType || kind == "" { // Rails takes what has no type for a form
 		return redactForm(f, left, content)
 	}
 	return content, false
@@ -361,7 +382,14 @@ func lengthOfNested(text []byte) int {
 	return int(decoder.InputOffset())
 }
 
-func lengthInForm(text []byte) int { return formEnd.FindIndex(text)[0] }
+// lengthInForm is that of a value. A semicolon separates for some backends, and is a part of
+// the value for most.
+func lengthInForm(text []byte) int {
+	if i := bytes.IndexByte(text, '&'); i >= 0 {
+		return i
+	}
+	return len(text)
+}
 
 // redactParts is for multipart/form-data (RFC 7578) and its kin.
 func redactParts(f *bodyFields, left *effort, header http.Header, content []byte, depth int) (out []byte, withheld bool) {
@@ -430,7 +458,7 @@ func redactPart(f *bodyFields, left *effort, head, content []byte, depth int) (o
 	if odd && f.word.Match(lines) { // who can tell what a backend makes of it
 		return []byte(redacted), true, false, false
 	}
-	kind := mediaType(header)
+	kind := typeOf(header)
 	if kind == "" {
 		kind = "text/plain" // RFC 7578, 4.4
 	}
