@@ -8,6 +8,7 @@ import (
 	"mime"
 	"net/http"
 	"net/textproto"
+	"net/url"
 	"regexp"
 	"sort"
 	"strings"
@@ -196,6 +197,9 @@ const (
 	// mostParts of a body are more than servers take: each is some work that is interpreted.
 	mostParts = 4000
 
+	// valueFields are the fields that are as much work as a form's value that may be JSON.
+	valueFields = 4
+
 	// deepest is how deep parts may be in parts: OData has three levels.
 	deepest = 3
 )
@@ -218,6 +222,10 @@ var (
 
 	// comments before a value. One that has no end takes the rest.
 	comments = regexp.MustCompile(`^(?s:` + spaces + `|/\*.*?(?:\*/|$)|//[^\n]*)*`)
+
+	// valueStart is that of a form's value that is JSON, as GitHub and Slack send it.
+	valueStart = regexp.MustCompile(`(?i)=(?:[\s+]|%(?:20|09|0a|0d))*(?:[{\[]|%7b|%5b)`)
+	cutEscape  = regexp.MustCompile(`%[0-9A-Fa-f]?$`)
 
 	identity     = regexp.MustCompile(`^(?i:[\s,]|identity)*$`)
 	untransfered = regexp.MustCompile(`^(?i:7bit|8bit|binary|)$`) // Content-Transfer-Encoding
@@ -252,7 +260,7 @@ type effort struct {
 // the body, which stays as it is. withheld is true if the body may hide fields that cannot
 // be looked for, as when it is compressed. Then none of it may leave.
 //
-// It looks into JSON, forms, and forms with files and what is in them.
+// It looks into JSON, forms and JSON in them, and forms with files and what is in them.
 // What it does not look into: JSON as the text of a JSON string, keys without double
 // quotes, which are no JSON, and other content types, unless the body begins as JSON does.
 // A key that ends with a quote and the name counts as the name.
@@ -294,6 +302,9 @@ func redactContent(f *bodyFields, left *effort, kind string, header http.Header,
 // wrong.
 func redactForm(f *bodyFields, left *effort, content []byte) (out []byte, withheld bool) {
 	out, withheld = redactFields(f.form, left, content, redacted, lengthInForm)
+	if !withheld && (bytes.IndexByte(out, '{') >= 0 || bytes.Contains(out, []byte("%7B")) || bytes.Contains(out, []byte("%7b"))) {
+		out, withheld = redactValues(f, left, out)
+	}
 	if withheld || !jsonStart.Match(content) {
 		return out, withheld
 	}
@@ -305,6 +316,49 @@ func redactForm(f *bodyFields, left *effort, content []byte) (out []byte, withhe
 		return nil, true
 	}
 	return likeJSON, false
+}
+
+// redactValues is for JSON in the values of a form.
+func redactValues(f *bodyFields, left *effort, content []byte) (out []byte, withheld bool) {
+	found := valueStart.FindAllIndex(content, left.fields/valueFields+1)
+	left.fields -= len(found) * valueFields
+	if left.fields < 0 {
+		return nil, true
+	}
+	out = make([]byte, 0, len(content))
+	withheld = false
+	done := 0
+	for _, at := range found {
+		if at[0] < done {
+			continue // in a value that was looked into
+		}
+		value := content[at[0]+1:]
+		value = value[:lengthInForm(value)]
+		out = append(out, content[done:at[0]+1]...)
+		done = at[0] + 1 + len(value)
+		value, withheld = redactValue(f, left, value)
+		if withheld {
+			return nil, true
+		}
+		out = append(out, value...)
+	}
+	return append(out, content[done:]...), false
+}
+
+// redactValue leaves a value as it is if there is nothing to hide.
+func redactValue(f *bodyFields, left *effort, value []byte) (out []byte, withheld bool) {
+	text, err := url.QueryUnescape(string(cutEscape.ReplaceAll(value, nil)))
+	if err != nil { // who can tell what a backend makes of it
+		if f.word.Match(value) || f.form.escape.Match(value) || f.json.escape.Match(value) {
+			return []byte(redacted), false
+		}
+		return value, false
+	}
+	out, withheld = redactFields(f.json, left, []byte(text), redactedJSON, lengthOfJSON)
+	if withheld || string(out) == text {
+		return value, withheld
+	}
+	return []byte(url.QueryEscape(string(out))), false
 }
 
 func isJSON(kind string, content []byte) bool {
