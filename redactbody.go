@@ -205,10 +205,10 @@ const (
 )
 
 var (
-	// structured are content types of bodies that are looked into; plain may be JSON: they say
-	// nothing. A request as a part is a header and often JSON.
+	// structured are content types of bodies that are looked into; plainTypes may be JSON: they
+	// say nothing. A request as a part is a header and often JSON.
 	structured = regexp.MustCompile("json|^text/event-stream$|^application/http$|^" + formType + "$|^" + multipartType)
-	plain      = regexp.MustCompile("^(?:text/plain)?$")
+	plainTypes = regexp.MustCompile("^(?:text/plain)?$")
 	jsonTypes  = regexp.MustCompile("json|^text/event-stream$|^application/http$")
 
 	// jsonStart is that of a JSON text, whatever its content type says: curl -d says it is a
@@ -227,10 +227,10 @@ var (
 	valueStart = regexp.MustCompile(`(?i)=(?:[\s+]|%(?:20|09|0a|0d))*(?:[{\[]|%7b|%5b)`)
 	cutEscape  = regexp.MustCompile(`%[0-9A-Fa-f]?$`)
 
-	identity     = regexp.MustCompile(`^(?i:[\s,]|identity)*$`)
-	untransfered = regexp.MustCompile(`^(?i:7bit|8bit|binary|)$`) // Content-Transfer-Encoding
-	charsetOf    = regexp.MustCompile(`(?i)(?:^|[;,\s])charset\s*=\s*["']?([^\s"';]*)`)
-	asciiCharset = regexp.MustCompile(`^(?i:utf-?8|(?:us-)?ascii|iso-8859-\d+|latin-?\d+|(?:windows-|cp)125\d|)$`)
+	identity      = regexp.MustCompile(`^(?i:[\s,]|identity)*$`)
+	untransferred = regexp.MustCompile(`^(?i:[78]-?bit|binary|)$`) // Content-Transfer-Encoding
+	charsetOf     = regexp.MustCompile(`(?i)(?:^|[;,\s])charset\s*=\s*["']?([^\s"';]*)`)
+	asciiCharset  = regexp.MustCompile(`^(?i:utf-?8|(?:us-)?ascii|iso-8859-\d+|latin-?\d+|(?:windows-|cp)125\d|)$`)
 
 	// wideStart is that of texts in UTF-16 or UTF-32, which some backends take, too: there is
 	// a zero in the first four bytes, with and without a byte order mark. So it is in many
@@ -372,7 +372,7 @@ func isUnreadable(kind string, header http.Header, content []byte) bool {
 		return true
 	}
 	declared := structured.MatchString(kind)
-	if !declared && !plain.MatchString(kind) {
+	if !declared && !plainTypes.MatchString(kind) {
 		return false
 	}
 	charset := charsetOf.FindStringSubmatch(header.Get("Content-Type"))
@@ -517,7 +517,7 @@ func redactPart(f *bodyFields, left *effort, head, content []byte, depth int) (o
 		kind = "text/plain" // RFC 7578, 4.4
 	}
 	read = structured.MatchString(kind)
-	encoded := (read || plain.MatchString(kind)) && !untransfered.MatchString(strings.TrimSpace(header.Get("Content-Transfer-Encoding")))
+	encoded := (read || plainTypes.MatchString(kind)) && !untransferred.MatchString(strings.TrimSpace(header.Get("Content-Transfer-Encoding")))
 	if encoded || err != nil && encodedHead.Match(lines) {
 		return nil, false, false, true
 	}
