@@ -205,10 +205,9 @@ const (
 )
 
 var (
-	// structured are content types of bodies that are looked into; plainTypes may be JSON: they
-	// say nothing. A request as a part is a header and often JSON.
+	// structured are content types of bodies that are looked into, whatever they begin with. A
+	// request as a part is a header and often JSON.
 	structured = regexp.MustCompile("json|^text/event-stream$|^application/http$|^" + formType + "$|^" + multipartType)
-	plainTypes = regexp.MustCompile("^(?:text/plain)?$")
 	jsonTypes  = regexp.MustCompile("json|^text/event-stream$|^application/http$")
 
 	// jsonStart is that of a JSON text, whatever its content type says: curl -d says it is a
@@ -365,14 +364,17 @@ func isJSON(kind string, content []byte) bool {
 	return jsonTypes.MatchString(kind) || jsonStart.Match(content)
 }
 
+// isPlain says whether a content type says nothing: the body may be JSON.
+func isPlain(kind string) bool { return kind == "" || kind == "text/plain" }
+
 // isUnreadable says whether the bytes of a text are not its characters, or at least
 // ASCII's.
 func isUnreadable(kind string, header http.Header, content []byte) bool {
 	if wideJSON.Match(content) {
 		return true
 	}
-	declared := structured.MatchString(kind)
-	if !declared && !plainTypes.MatchString(kind) {
+	declared := !isPlain(kind)
+	if declared && !structured.MatchString(kind) {
 		return false
 	}
 	charset := charsetOf.FindStringSubmatch(header.Get("Content-Type"))
@@ -517,7 +519,7 @@ func redactPart(f *bodyFields, left *effort, head, content []byte, depth int) (o
 		kind = "text/plain" // RFC 7578, 4.4
 	}
 	read = structured.MatchString(kind)
-	encoded := (read || plainTypes.MatchString(kind)) && !untransferred.MatchString(strings.TrimSpace(header.Get("Content-Transfer-Encoding")))
+	encoded := (read || isPlain(kind)) && !untransferred.MatchString(strings.TrimSpace(header.Get("Content-Transfer-Encoding")))
 	if encoded || err != nil && encodedHead.Match(lines) {
 		return nil, false, false, true
 	}
