@@ -78,9 +78,66 @@ test('lines are counted up to a limit', () => {
 
 test('media types are read', () => {
   assert.deepEqual(mediaOf('Multipart/Form-Data; boundary="a;\\"b"; charset=utf-8'), { type: 'multipart/form-data', parameters: { __proto__: null, boundary: 'a;"b', charset: 'utf-8' } })
+  assert.deepEqual(mediaOf('a/b;;c; d = e ;f=" g;\\\\" ; d=second;h=').parameters, { __proto__: null, d: 'e', f: ' g;\\', h: '' })
+  assert.deepEqual(mediaOf(`a/b; ${' '.repeat(1000)}c=d`).parameters, { __proto__: null })
   assert.deepEqual(mediaOf(undefined), { type: '', parameters: { __proto__: null } })
   assert.deepEqual(['application/json; charset=utf-8', 'application/problem+json', 'application/x-www-form-urlencoded', 'multipart/form-data; boundary=a', 'image/png', 'application/x-protobuf', ''].map(short),
     ['json', 'json', 'form', 'multipart', 'png', 'protobuf', ''])
+})
+
+// Seconds in which this process computed: that others use the machine, too, does not change it.
+function cpu(act) {
+  const before = process.cpuUsage()
+  act()
+  const { user, system } = process.cpuUsage(before)
+  return (user + system) / 1e6
+}
+
+// A header may have 256 KiB, and a body megabytes. What takes the square of that needs minutes.
+test('texts that are made to be slow are not', () => {
+  const long = 256 << 10
+  const data = encode('-'.repeat(1 << 20))
+  const form = 'multipart/form-data; boundary='
+  const part = header => encode(`--x\r\n${header}\r\n\r\none\r\n--x--`)
+  for (const [name, act] of [
+    ['a parameter without a value', () => mediaOf('text/plain;' + 'a'.repeat(long))],
+    ['spaces', () => mediaOf('text/plain;' + ' '.repeat(long) + 'x')],
+    ['a value that is never closed', () => mediaOf('text/plain; a="' + '\\'.repeat(long))],
+    ['semicolons', () => mediaOf('text/plain' + ';'.repeat(long))],
+    ['what only looks like parameters', () => mediaOf('text/plain;' + ' a ='.repeat(long / 4))],
+    ['a media type for the list', () => short('a'.repeat(long))],
+    ['the header of a part', () => multipart(form + 'x', part('Content-Disposition: form-data;' + 'a'.repeat(long)))],
+    ['the media type of a part', () => raster(multipart(form + 'x', part('Content-Type: text/plain;' + ' '.repeat(long) + 'x'))[0].media, data)],
+    ['dashes, and a boundary as long as one may be', () => multipart(form + '-'.repeat(69) + 'x', data)],
+    ['dashes, and a boundary that is too long', () => multipart(form + '-'.repeat(4000) + 'x', data)],
+    ['dashes, and a boundary that fills the header', () => multipart(form + '-'.repeat(long), data)],
+    ['a field that is not UTF-8', () => fields('%ff'.repeat(long * 4))],
+    ['a string', () => read(`"${'a'.repeat(1 << 20)}"`)],
+    ['a string that is never closed', () => assert.throws(() => read('"' + 'a'.repeat(1 << 20)))],
+    ['brackets', () => assert.throws(() => read('['.repeat(1 << 20)))],
+    ['spaces in JSON', () => assert.throws(() => read('[' + ' '.repeat(1 << 20)))],
+    ['a text of nothing that is seen', () => visible('\u202e'.repeat(long))],
+    ['a word of nothing that is seen', () => quote('\u202e'.repeat(long))],
+    ['a word of quotes', () => quote("'".repeat(1 << 20))],
+    ['a URL', () => urlOf({ url: { path: '#'.repeat(long), query: ' '.repeat(long) }, server: { address: 'a'.repeat(long) + '!' } })],
+  ]) {
+    const got = cpu(act)
+    assert.ok(got < 2, `${name}: got ${got} seconds of computing; want at most 2`)
+  }
+})
+
+test('what is too long to be a boundary is none', () => {
+  const media = length => `multipart/mixed; boundary=${'x'.repeat(length)}`
+  const body = length => encode(`--${'x'.repeat(length)}\r\n\r\none`)
+  assert.equal(kindOf(media(70), { content_base64: '' }, body(70)), 'multipart')
+  assert.equal(multipart(media(70), body(70)).length, 1)
+  assert.equal(kindOf(media(71), { content_base64: '' }, body(71)), 'hex')
+  assert.deepEqual(multipart(media(71), body(71)), [])
+})
+
+test('a boundary is found where it begins like itself', () => {
+  const list = multipart('multipart/mixed; boundary=-a-ab', encode('x---a---a-ab\r\n\r\none\r\n-----a-a-ab--a-ab\r\n---a-ab--'))
+  assert.deepEqual(list.map(part => [textOf(part.data), part.whole]), [['one\r\n-----a-a-ab--a-ab', true]])
 })
 
 test('a body is shown as what it is', () => {

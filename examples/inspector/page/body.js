@@ -14,15 +14,42 @@ export function bytesOf(body) {
   }
 }
 
-/** The media type without parameters, in lower case, and the parameters. */
+const mostMedia = 1000 // characters of a media type, or the like, that are looked at
+const mostBoundary = 70 // bytes, by RFC 2046
+
+/**
+ * The media type without parameters, in lower case, and the parameters. A header may be
+ * as long as its sender likes, so each character of its beginning is looked at once.
+ */
 export function mediaOf(header) {
-  const text = typeof header === 'string' ? header : ''
-  const [type, ...rest] = text.split(';')
-  const parameters = Object.create(null)
-  for (const match of rest.join(';').matchAll(/\s*([^=;\s]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;]*))/g)) {
-    parameters[match[1].toLowerCase()] ??= match[2] === undefined ? match[3].trim() : match[2].replace(/\\(.)/g, '$1')
+  const text = typeof header === 'string' ? header.slice(0, mostMedia) : ''
+  const endOf = from => {
+    const at = text.indexOf(';', from)
+    return at < 0 ? text.length : at
   }
-  return { type: type.trim().toLowerCase(), parameters }
+  const parameters = Object.create(null)
+  const begin = endOf(0)
+  for (let at = begin; at < text.length; at = endOf(at)) {
+    const from = ++at // after the semicolon
+    while (at < text.length && text[at] !== '=' && text[at] !== ';') at++
+    if (text[at] !== '=') continue
+    const name = text.slice(from, at++).trim().toLowerCase()
+    while (text[at] === ' ' || text[at] === '\t') at++
+    let value = ''
+    if (text[at] === '"') {
+      while (++at < text.length && text[at] !== '"') value += text[at] === '\\' ? text[++at] ?? '' : text[at]
+    } else value = text.slice(at, endOf(at)).trim()
+    if (name) parameters[name] ??= value
+  }
+  return { type: text.slice(0, begin).trim().toLowerCase(), parameters }
+}
+
+/** What is between the parts of a multipart body, or null if nothing can be. */
+function borderOf(media) {
+  const { type, parameters: { boundary } } = mediaOf(media)
+  if (!type.startsWith('multipart/') || !boundary) return null
+  const border = new TextEncoder().encode('--' + boundary)
+  return border.length <= mostBoundary + 2 ? border : null
 }
 
 /** A media type in a word, for the list. */
@@ -57,9 +84,9 @@ export function raster(media, data) {
 
 /** How a body is best shown: json, form, multipart, image, text or hex. */
 export function kindOf(media, body, data) {
-  const { type, parameters } = mediaOf(media)
+  const { type } = mediaOf(media)
   if (raster(media, data)) return 'image'
-  if (type.startsWith('multipart/') && parameters.boundary) return 'multipart'
+  if (borderOf(media)) return 'multipart'
   if (typeof body.content !== 'string') return 'hex'
   if (type === 'application/x-www-form-urlencoded') return 'form'
   if (/^[\s]*[[{]/.test(body.content.slice(0, 100)) || type.endsWith('json')) return 'json'
@@ -74,12 +101,23 @@ function unescape(text) {
     return decodeURIComponent(spaced)
   } catch {
     // What is not UTF-8 becomes the replacement character, as in the events.
-    const list = []
-    for (const match of new TextEncoder().encode(spaced).reduce((all, byte) => all + String.fromCharCode(byte), '').matchAll(/%([0-9a-fA-F]{2})|([\s\S])/g)) {
-      list.push(match[1] ? parseInt(match[1], 16) : match[2].charCodeAt(0))
+    const from = new TextEncoder().encode(spaced)
+    const list = new Uint8Array(from.length)
+    let n = 0
+    for (let at = 0; at < from.length; n++) {
+      const high = from[at] === 0x25 ? digitOf(from[at + 1]) : -1
+      const low = high < 0 ? -1 : digitOf(from[at + 2])
+      list[n] = low < 0 ? from[at] : high * 16 + low
+      at += low < 0 ? 1 : 3
     }
-    return loose.decode(new Uint8Array(list))
+    return loose.decode(list.subarray(0, n))
   }
+}
+
+function digitOf(byte) {
+  if (byte >= 0x30 && byte <= 0x39) return byte - 0x30
+  const letter = byte | 0x20
+  return letter >= 0x61 && letter <= 0x66 ? letter - 0x57 : -1
 }
 
 /** The fields of a form or a query: [name, value], in order, at most so many. */
@@ -93,12 +131,18 @@ export function fields(text, most = 1000) {
   return list
 }
 
+// Knuth, Morris and Pratt's search: whatever the bytes are, each is looked at twice at most.
 function indexOf(data, pattern, from) {
-  outer: for (let i = from; i <= data.length - pattern.length; i++) {
-    for (let k = 0; k < pattern.length; k++) {
-      if (data[i + k] !== pattern[k]) continue outer
-    }
-    return i
+  const back = [0]
+  for (let i = 1, k = 0; i < pattern.length; i++) {
+    while (k > 0 && pattern[i] !== pattern[k]) k = back[k - 1]
+    if (pattern[i] === pattern[k]) k++
+    back.push(k)
+  }
+  for (let i = from, k = 0; i < data.length; i++) {
+    while (k > 0 && data[i] !== pattern[k]) k = back[k - 1]
+    if (data[i] === pattern[k]) k++
+    if (k === pattern.length) return i - k + 1
   }
   return -1
 }
@@ -108,11 +152,10 @@ function indexOf(data, pattern, from) {
  * whole}. The last one may not be whole, if the body was cut.
  */
 export function multipart(media, data, most = 100) {
-  const { boundary } = mediaOf(media).parameters
-  const encoder = new TextEncoder()
-  const border = encoder.encode('--' + boundary)
-  const gap = encoder.encode('\r\n\r\n')
   const list = []
+  const border = borderOf(media)
+  if (!border) return list
+  const gap = Uint8Array.of(0x0d, 0x0a, 0x0d, 0x0a)
   let at = indexOf(data, border, 0)
   while (at >= 0 && list.length < most) {
     let begin = at + border.length

@@ -21,11 +21,12 @@ export function quote(text) {
   if (/^[A-Za-z0-9_./:,%+][A-Za-z0-9_./:=,@%+-]*$/.test(text)) return text
   if (!unprintable.test(text)) return `'${text.replaceAll("'", "'\\''")}'`
   let word = ''
+  const encoder = new TextEncoder()
   for (const character of text) {
     if (character === "'" || character === '\\') word += '\\' + character
     else if (character === '!' || unprintable.test(character)) {
       // Byte by byte, so that it is the same in every locale.
-      for (const byte of new TextEncoder().encode(character)) word += '\\x' + byte.toString(16).padStart(2, '0')
+      for (const byte of encoder.encode(character)) word += '\\x' + byte.toString(16).padStart(2, '0')
     } else word += character
   }
   return `$'${word}'`
