@@ -8,9 +8,9 @@ import (
 )
 
 const (
-	seconds     = 300 // that are kept
-	maxSamples  = 200 // latencies of a second; of more, a random choice
-	maxProgress = 300 // reports
+	seconds     = 300  // that are kept
+	maxSamples  = 200  // latencies of a second; of more, a random choice
+	maxProgress = 3000 // reports: of 100 pipelines, each ten seconds
 )
 
 // pulse counts what happens in each second.

@@ -44,7 +44,9 @@ func TestPulseIsBounded(t *testing.T) {
 			ms := 1.0
 			p.event(c.now(), &row{Kind: "request", Latency: &ms})
 		}
-		p.report(progress{Delivered: 1})
+		for range 10 {
+			p.report(progress{Delivered: 1})
+		}
 		c.add(time.Second)
 	}
 	for i := range p.ring {

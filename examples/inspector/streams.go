@@ -25,10 +25,12 @@ type key struct{ source, boot string }
 type streams struct {
 	began time.Time
 	list  map[key]*stream
+	made  uint64 // streams so far
 }
 
 // stream is what is known of one pipeline.
 type stream struct {
+	id       uint64 // for the page, in place of the key
 	base     uint64 // numbers from here on are expected
 	whole    bool   // it began after this program
 	received spans
@@ -77,7 +79,8 @@ func (ss *streams) of(k key, now time.Time, next uint64) *stream {
 		}
 		// Of a pipeline that began earlier than this program, it is not known what came
 		// to others before: all that is missing there is not missing here.
-		s = &stream{base: next}
+		ss.made++
+		s = &stream{id: ss.made, base: next}
 		if began, err := strconv.ParseInt(k.boot, 16, 64); err == nil && !time.UnixMilli(began).Before(ss.began) {
 			s.base, s.whole = 1, true
 		}
@@ -112,6 +115,7 @@ func (ss *streams) event(k key, row uint64, at time.Time, number uint64) {
 
 // progress is what became of events between two reports.
 type progress struct {
+	Pipeline  uint64            `json:"pipeline"`
 	From      int64             `json:"from"` // milliseconds since 1970, when the reports came
 	To        int64             `json:"to"`
 	Delivered uint64            `json:"delivered"`
@@ -131,7 +135,7 @@ func (ss *streams) report(k key, row uint64, at time.Time, r *report) (progress,
 		return progress{}, false
 	}
 	w := window{from: last.number, to: r.number, row: row, at: at, dropped: increase(last.Dropped, r.Dropped), failed: increase(last.Failed, r.Failed)}
-	p := progress{From: s.lastAt.UnixMilli(), To: at.UnixMilli(), Delivered: r.Delivered - last.Delivered, Dropped: w.dropped, Failed: w.failed}
+	p := progress{Pipeline: s.id, From: s.lastAt.UnixMilli(), To: at.UnixMilli(), Delivered: r.Delivered - last.Delivered, Dropped: w.dropped, Failed: w.failed}
 	first := s.last == nil
 	s.last, s.lastAt, s.lastRow = r, at, row
 	if first {

@@ -169,6 +169,65 @@ func TestTheStripSaysWhatHappened(t *testing.T) {
 	inks("when it was cleared", drawn)
 }
 
+// The strip is of all pipelines together, whenever each of them reports.
+func TestTheStripOfTwoMirrors(t *testing.T) {
+	b := newBench(t, nil)
+	p, _ := b.open(t, 1920, 800, false)
+	p.until(`document.getElementById('lost-now').innerText !== ''`)
+	one, two := newMirror(b.clock.now()), newMirror(b.clock.now().Add(time.Millisecond))
+	two.source = "//edge-2/middlewares/mirror@file"
+	b.deliver(one.report(b.clock.now()), two.report(b.clock.now()))
+	for range 10 { // from 42 seconds before the end to 32
+		b.clock.add(time.Second)
+		for range 5 {
+			b.deliver(one.request(b.clock.now(), "/"), two.request(b.clock.now(), "/"))
+		}
+	}
+	for range 10 {
+		one.lose("queue_full", false)
+		two.lose("timeout", true)
+	}
+	b.clock.add(10 * time.Second) // 22
+	b.deliver(one.report(b.clock.now()), two.report(b.clock.now()))
+	for range 30 {
+		two.lose("timeout", true)
+	}
+	for range 20 {
+		b.deliver(two.request(b.clock.now(), "/"))
+	}
+	b.clock.add(10 * time.Second) // 12
+	b.deliver(two.report(b.clock.now()))
+	for range 20 {
+		b.deliver(one.request(b.clock.now(), "/"))
+	}
+	b.clock.add(10 * time.Second) // 2
+	b.deliver(one.report(b.clock.now()))
+	b.clock.add(2 * time.Second)
+	p.until(`document.getElementById('lost-now').innerText === '50'`)
+	p.settled()
+	for _, tc := range []struct {
+		lane, colour string
+		ago          float64
+		want         float64
+	}{
+		// Of 20 in a second at most; the one says 50 in 20 seconds and so does the other.
+		{"rate", "main", 22, 1}, {"rate", "second", 30, 5.0 / 20},
+		// Then the other says 20 in ten seconds, and the one 20 in twenty.
+		{"rate", "second", 15, 3.0 / 20},
+		// And of the rest only the one has reported.
+		{"rate", "second", 6, 0},
+		// Lost, of 3 in a second at most: 10 in 20 seconds of each reason.
+		{"lost", "r0", 30, 0.5 / 3}, {"lost", "r2", 30, 1.0 / 3}, {"lost", "r0", 15, 0}, {"lost", "r2", 15, 1}, {"lost", "r2", 6, 0},
+	} {
+		if got := p.ink(tc.lane, tc.colour, tc.ago); math.Abs(got-tc.want) > 0.05 {
+			t.Errorf("%s: %s reaches %.2f of the height %g seconds ago; want %.2f", tc.lane, tc.colour, got, tc.ago, tc.want)
+		}
+	}
+	if got, want := p.lane("rate").Keys, "delivered, as reported 3/s"; got != want {
+		t.Errorf("got %q; want %q", got, want)
+	}
+}
+
 // After a day of a site, all three charts are drawn, and say in numbers what is drawn.
 func TestTheStripOfADay(t *testing.T) {
 	b := newBench(t, nil)
@@ -179,9 +238,9 @@ func TestTheStripOfADay(t *testing.T) {
 	for _, tc := range []struct {
 		name string
 		want lane
-		inks map[string]int // with how many of the last 30 times ten seconds they are in
+		inks map[string]int // with how many of the last 30 times ten seconds they are in; the last report came in the newest of these, and is not of all of it
 	}{
-		{"rate", lane{"5/s", "delivered, as reported 7.1/s", "Events received in each second; now 5, at most 16 in the last five minutes"}, map[string]int{"main": 30, "second": 30, "bad": 0}},
+		{"rate", lane{"5/s", "delivered, as reported 7.1/s", "Events received in each second; now 5, at most 16 in the last five minutes"}, map[string]int{"main": 30, "second": 29, "bad": 0}},
 		{"lost", lane{"385", "queue_full 307 timeout 78", "Events lost in the last five minutes, as the reports say: queue_full 307, timeout 78"}, map[string]int{"r0": 7, "r2": 7, "r1": 0}},
 		{"latency", lane{"3 ms", "median 95 % below 6 ms", "Time from a request to the receipt of its event: median 3 ms, 95 percent below 6 ms"}, map[string]int{"p50": 30, "p95": 30}},
 	} {

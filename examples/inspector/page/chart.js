@@ -58,6 +58,7 @@ export class Chart {
     if (!this.#now) return
     const end = Math.floor(this.#now / 1000)
     const colours = this.#colours()
+    const told = this.#told()
     for (const lane of this.#lanes) {
       const { canvas } = lane
       const width = canvas.clientWidth
@@ -75,7 +76,7 @@ export class Chart {
       pen.fillStyle = colours.line
       for (let minute = 1; minute < span / 60; minute++) pen.fillRect(Math.round(x(end - minute * 60)), 0, 1, height)
       pen.fillRect(0, height - 1, width, 1)
-      this[`_${lane.name}`](lane, pen, { x, width, height, end, colours })
+      this[`_${lane.name}`](lane, pen, { x, width, height, end, colours }, told)
       if (this.#at !== null) {
         pen.fillStyle = colours.muted
         pen.fillRect(Math.round(x(this.#at + 0.5)), 0, 1, height)
@@ -102,13 +103,41 @@ export class Chart {
     return getComputedStyle(this.strip.querySelector(`.ink-${name}`) ?? this.#ink(name)).color
   }
 
+  // What became of events in each second, of all pipelines together. A report is spread
+  // evenly over the time since the one before.
+  #told() {
+    const seconds = new Map() // to { delivered, lost: by reason }
+    const pipelines = new Map() // to the last report of each
+    for (const one of this.#progress) {
+      const last = pipelines.get(one.pipeline)
+      if (!last || one.to > last.to) pipelines.set(one.pipeline, one)
+      const lost = lostIn(one)
+      const from = Math.min(one.from, one.to - 1) / 1000
+      const to = one.to / 1000
+      for (let at = Math.floor(from); at < to; at++) {
+        const part = (Math.min(at + 1, to) - Math.max(at, from)) / (to - from)
+        let second = seconds.get(at)
+        if (!second) seconds.set(at, second = { delivered: 0, lost: new Map() })
+        second.delivered += one.delivered * part
+        for (const [reason, n] of lost) second.lost.set(reason, (second.lost.get(reason) ?? 0) + n * part)
+      }
+    }
+    // While one pipeline is yet to report on a second, less is known of it than happened.
+    // One that has not reported for twice as long as before has ended.
+    let until = Infinity
+    for (const { from, to } of pipelines.values()) {
+      if (this.#now - to <= 2 * (to - from) + 2000) until = Math.min(until, Math.floor(to / 1000))
+    }
+    return { seconds: [...seconds].sort((a, b) => a[0] - b[0]), until }
+  }
+
   // Rate: events of each second as an area; a line, what the reports say was delivered.
-  _rate(lane, pen, { x, width, height, end, colours }) {
+  _rate(lane, pen, { x, width, height, end, colours }, told) {
     const at = this.#at ?? end - 1
-    const rates = this.#progress.filter(one => one.to > one.from).map(one => ({ ...one, rate: one.delivered / (one.to - one.from) * 1000 }))
+    const delivered = runs(told.seconds.filter(([at]) => at < told.until), second => second.delivered)
     let most = 1
     for (const point of this.#points.values()) most = Math.max(most, point.events)
-    for (const one of rates) most = Math.max(most, one.rate)
+    for (const run of delivered) most = Math.max(most, run.value)
     const y = value => height - 1 - value / most * (height - 12)
     pen.fillStyle = colours.main
     const bar = width / span
@@ -126,49 +155,43 @@ export class Chart {
     pen.strokeStyle = colours.second
     pen.lineWidth = 1.5
     pen.beginPath()
-    for (const one of rates) {
-      pen.moveTo(x(one.from / 1000), y(one.rate))
-      pen.lineTo(x(one.to / 1000), y(one.rate))
+    for (const run of delivered) {
+      pen.moveTo(x(run.from), y(run.value))
+      pen.lineTo(x(run.to), y(run.value))
     }
     pen.stroke()
-    this.#most(pen, most, `${count(most)}/s`, colours)
+    this.#most(pen, most, `${decimal(most)}/s`, colours)
     const point = this.#points.get(at)
-    const told = rates.findLast(one => one.from / 1000 <= at && at < one.to / 1000) ?? (this.#at === null ? rates.at(-1) : undefined)
+    const rate = this.#at === null ? delivered.at(-1) : delivered.find(run => run.from <= at && at < run.to)
     lane.now.textContent = `${count(point?.events ?? 0)}/s`
-    keys(lane, [['second', `delivered, as reported${told ? ` ${decimal(told.rate)}/s` : ''}`], ...(this.#any('refused') ? [['bad', 'refused']] : [])])
+    keys(lane, [['second', `delivered, as reported${rate ? ` ${decimal(rate.value)}/s` : ''}`], ...(this.#any('refused') ? [['bad', 'refused']] : [])])
     label(lane, `Events received in each second; now ${point?.events ?? 0}, at most ${decimal(most)} in the last five minutes`)
   }
 
   // Lost: what each report has more than the one before, over the time between them.
-  _lost(lane, pen, { x, height, colours }) {
+  _lost(lane, pen, { x, height, colours }, told) {
     const at = this.#at
     const all = new Map()
-    const bars = this.#progress.map(one => {
-      const counts = new Map()
-      for (const part of [one.dropped, one.failed]) {
-        for (const [reason, n] of Object.entries(part ?? {})) {
-          counts.set(reason, (counts.get(reason) ?? 0) + n)
-          if (at === null || one.from / 1000 <= at && at < one.to / 1000) all.set(reason, (all.get(reason) ?? 0) + n)
-        }
-      }
-      return { one, counts, total: [...counts.values()].reduce((a, b) => a + b, 0) }
-    })
-    const most = Math.max(1, ...bars.map(bar => bar.total))
-    for (const { one, counts } of bars) {
-      const left = x(one.from / 1000)
-      const wide = Math.max(x(one.to / 1000) - left - 1, 2)
+    for (const one of this.#progress) {
+      if (at !== null && (at < Math.floor(one.from / 1000) || at >= one.to / 1000)) continue
+      for (const [reason, n] of lostIn(one)) all.set(reason, (all.get(reason) ?? 0) + n)
+    }
+    let most = 0
+    for (const [, { lost }] of told.seconds) most = Math.max(most, sum(lost))
+    for (const run of runs(told.seconds, second => JSON.stringify(inOrder(second.lost).map(([reason, n]) => [reason, Number(n.toFixed(6))])))) {
+      const left = Math.round(x(run.from))
+      const wide = Math.max(Math.round(x(run.to)) - left, 1)
       let floor = height - 1
-      for (const [reason, n] of [...counts].sort((a, b) => reasons.indexOf(a[0]) - reasons.indexOf(b[0]))) {
+      for (const [reason, n] of inOrder(run.second.lost)) {
         const tall = n / most * (height - 12)
         pen.fillStyle = this.#inkOf(reason)
         pen.fillRect(left, floor - tall, wide, tall)
         floor -= tall
       }
     }
-    if (most > 1) this.#most(pen, most, count(most), colours)
+    if (most > 0) this.#most(pen, most, `${decimal(most)}/s`, colours)
     const list = [...all].sort((a, b) => b[1] - a[1])
-    const sum = list.reduce((n, one) => n + one[1], 0)
-    lane.now.textContent = this.#progress.length === 0 ? 'no report yet' : count(sum)
+    lane.now.textContent = this.#progress.length === 0 ? 'no report yet' : count(sum(all))
     const shown = list.slice(0, 4)
     const rest = list.slice(4).reduce((n, one) => n + one[1], 0)
     keys(lane, [...shown.map(([reason, n]) => [`r${(reasons.indexOf(reason) + 8) % 8}`, `${visible(reason)} ${count(n)}`]), ...(rest ? [['muted', `others ${count(rest)}`]] : [])])
@@ -217,6 +240,30 @@ export class Chart {
     pen.textBaseline = 'top'
     pen.fillText(text, 0, 0)
   }
+}
+
+/** What a report has more than the one before of each reason, dropped and failed together. */
+function lostIn(one) {
+  const counts = new Map()
+  for (const part of [one.dropped, one.failed]) {
+    for (const [reason, n] of Object.entries(part ?? {})) counts.set(reason, (counts.get(reason) ?? 0) + n)
+  }
+  return counts
+}
+
+const inOrder = counts => [...counts].sort((a, b) => reasons.indexOf(a[0]) - reasons.indexOf(b[0]))
+const sum = counts => [...counts.values()].reduce((a, b) => a + b, 0)
+
+/** Seconds in succession of which the same is told are one run: {from, to, value, second}. */
+function runs(seconds, valueOf) {
+  const list = []
+  for (const [at, second] of seconds) {
+    const value = valueOf(second)
+    const last = list.at(-1)
+    if (last && last.to === at && (last.value === value || Math.abs(last.value - value) < 1e-6)) last.to = at + 1
+    else list.push({ from: at, to: at + 1, value, second })
+  }
+  return list
 }
 
 const decimal = n => n < 9.95 ? String(Number(n.toFixed(1))) : count(Math.round(n))
