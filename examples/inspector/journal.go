@@ -69,7 +69,7 @@ func newJournal(now time.Time, keep int, memory int64) *journal {
 	return &journal{
 		keep: keep, memory: memory, epoch: rand.Text()[:8], first: 1,
 		byID: map[string]entry{}, ids: map[idHash]struct{}{}, changed: make(chan struct{}),
-		streams: newStreams(now), pulse: newPulse(now),
+		streams: newStreams(now, keep), pulse: newPulse(now),
 	}
 }
 
@@ -116,6 +116,7 @@ func (j *journal) enterOne(d delivery, e event, shared *about) {
 	for j.last-j.first >= uint64(j.keep) || j.held+one.size() > j.memory && j.first < j.last {
 		j.dropOldest()
 	}
+	j.streams.keepFrom(j.first)
 	if len(j.entries) < j.keep && int(j.last) == len(j.entries)+1 {
 		j.entries = append(j.entries, one) // grows with what comes, up to keep
 	} else {

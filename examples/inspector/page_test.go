@@ -113,6 +113,30 @@ func TestPageShowsEventsAsTheyCome(t *testing.T) {
 	p.shows(1)
 }
 
+// Rows between which something is missing never look as if nothing were.
+func TestGapsThatAreNotListedAreSaid(t *testing.T) {
+	b := newBench(t, func(s *settings) { s.keep = 1200 })
+	m := newMirror(b.clock.now().Add(time.Second))
+	for range 2000 {
+		b.deliver(m.request(b.clock.now(), "/"))
+		m.lose("queue_full", false)
+	}
+	b.deliver(m.report(b.clock.now()))
+	b.clock.add(time.Minute)
+	p, _ := b.open(t, 1280, 800, false)
+	p.shows(1200 + maxGaps + 2)
+	p.until(`document.getElementById('totals').innerText.includes('2,000 missing')`)
+	p.press("g")
+	p.detail("800 events missing before the oldest event that is kept")
+	if rows := p.rowTexts(); rows[0] != "800 events missing before the oldest event that is kept" {
+		t.Errorf("got %q first; want how much is missing before", rows[0])
+	}
+	p.fill("kind", "gap")
+	p.shows(maxGaps + 2)
+	p.press("g", "j")
+	p.detail("700 events missing in 700 gaps above that are not in the list")
+}
+
 // The last event is what the details are opened of.
 func (b *bench) look(p *tab, e object, has string) string {
 	b.t.Helper()

@@ -11,9 +11,8 @@ import (
 
 const (
 	maxStreams = 100
-	maxSpans   = 500 // of a stream; what is further back is forgotten
 	maxWindows = 200 // of a stream; older ones are put together
-	maxGaps    = 500 // that are shown
+	maxGaps    = 500 // that are listed, the newest
 	grace      = 2 * time.Second
 )
 
@@ -26,7 +25,13 @@ type streams struct {
 	began time.Time
 	list  map[key]*stream
 	made  uint64 // streams so far
+	spans int    // of all streams
+	most  int    // of these, the number of events that are kept
+	gone  lack   // in streams that are no longer known
 }
+
+// lack is how many events are missing, and how many of these without a reason.
+type lack struct{ missing, open uint64 }
 
 // stream is what is known of one pipeline.
 type stream struct {
@@ -39,6 +44,11 @@ type stream struct {
 	lastRow  uint64
 	windows  []window // between reports, the oldest first
 	touched  time.Time
+
+	// Gaps whose place in the list is not kept any more are only counted: all of their
+	// numbers here, and those that reports know of in the windows of these, too.
+	forgotten uint64
+	early     uint64 // of these, those that no report knows of yet
 }
 
 // window is what two reports in succession say of the numbers between them.
@@ -48,6 +58,8 @@ type window struct {
 	at       time.Time
 	dropped  map[string]uint64 // by reason; all of these numbers
 	failed   map[string]uint64 // by reason; of these numbers or earlier ones
+
+	forgotten uint64 // missing numbers of gaps that are only counted
 }
 
 // span is numbers that came.
@@ -57,7 +69,9 @@ type span struct {
 	at          time.Time // when that came
 }
 
-func newStreams(now time.Time) streams { return streams{began: now, list: map[key]*stream{}} }
+func newStreams(now time.Time, keep int) streams {
+	return streams{began: now, list: map[key]*stream{}, most: keep}
+}
 
 // clear makes everything known what came so far. Reports go on from the last one.
 func (ss *streams) clear() {
@@ -66,8 +80,9 @@ func (ss *streams) clear() {
 		if s.last != nil {
 			s.base = max(s.base, s.last.number+1)
 		}
-		s.received, s.windows = nil, nil
+		s.received, s.windows, s.forgotten, s.early = nil, nil, 0, 0
 	}
+	ss.spans, ss.gone = 0, lack{}
 }
 
 // of returns a stream, a new one if it is not known.
@@ -75,7 +90,7 @@ func (ss *streams) of(k key, now time.Time, next uint64) *stream {
 	s := ss.list[k]
 	if s == nil {
 		if len(ss.list) >= maxStreams {
-			delete(ss.list, ss.oldest())
+			ss.drop(ss.oldest(), now)
 		}
 		// Of a pipeline that began earlier than this program, it is not known what came
 		// to others before: all that is missing there is not missing here.
@@ -88,6 +103,16 @@ func (ss *streams) of(k key, now time.Time, next uint64) *stream {
 	}
 	s.touched = now
 	return s
+}
+
+// drop forgets a stream, but not how much is missing there.
+func (ss *streams) drop(k key, now time.Time) {
+	s := ss.list[k]
+	_, l := s.gaps(now.Add(grace)) // what is late now will not be waited for
+	ss.gone.missing += l.missing
+	ss.gone.open += l.open
+	ss.spans -= len(s.received)
+	delete(ss.list, k)
 }
 
 func (ss *streams) oldest() (k key) {
@@ -106,11 +131,52 @@ func (ss *streams) event(k key, row uint64, at time.Time, number uint64) {
 	if number < s.base {
 		return
 	}
+	before := len(s.received)
 	s.received.add(span{number, number, row, at})
-	if len(s.received) > maxSpans {
-		s.received = slices.Delete(s.received, 0, 1)
-		s.base = s.received[0].first
+	ss.spans += len(s.received) - before
+	// Each has a row of its own, so there are no more of them than rows, but for numbers
+	// that come in an order in which nobody would send them.
+	for ss.spans > ss.most {
+		ss.forget(s)
 	}
+}
+
+// keepFrom forgets what was before a row: gaps have their place in the list before a row
+// that is kept.
+func (ss *streams) keepFrom(row uint64) {
+	for _, s := range ss.list {
+		for len(s.received) > 0 && s.received[0].row < row {
+			ss.forget(s)
+		}
+	}
+}
+
+// forget takes the first span away, and what is missing before it is only counted.
+func (ss *streams) forget(s *stream) {
+	one := s.received[0]
+	if n := one.first - min(s.base, one.first); n > 0 {
+		s.forgotten += n
+		for i := range s.windows {
+			w := &s.windows[i]
+			if first, last := max(s.base, w.from+1), min(one.first-1, w.to); first <= last {
+				w.forgotten += last - first + 1
+			}
+		}
+		if reported := s.lastNumber(); one.first-1 > reported {
+			s.early += one.first - 1 - max(s.base-1, reported)
+		}
+	}
+	s.base = one.last + 1
+	s.received = s.received[1:]
+	ss.spans--
+}
+
+// lastNumber is the last one that a report knows of.
+func (s *stream) lastNumber() uint64 {
+	if s.last == nil {
+		return 0
+	}
+	return s.last.number
 }
 
 // progress is what became of events between two reports.
@@ -145,6 +211,8 @@ func (ss *streams) report(k key, row uint64, at time.Time, r *report) (progress,
 		}
 		p.From = max(ss.began.UnixMilli(), p.To-time.Minute.Milliseconds())
 	}
+	// What was forgotten before it was reported has lower numbers than what comes now.
+	w.forgotten, s.early = s.early, 0
 	s.windows = append(s.windows, w)
 	if len(s.windows) > maxWindows {
 		s.windows[1] = together(s.windows[0], s.windows[1])
@@ -168,6 +236,7 @@ func increase(before, after counts) map[string]uint64 {
 
 func together(a, b window) window {
 	b.from, b.dropped, b.failed = a.from, sums(a.dropped, b.dropped), sums(a.failed, b.failed)
+	b.forgotten += a.forgotten
 	return b
 }
 
@@ -210,6 +279,9 @@ type gap struct {
 	From    uint64   `json:"from,omitempty"`  // and are between these
 	To      uint64   `json:"to,omitempty"`
 	At      int64    `json:"at,omitempty"` // when the last of these reports came
+
+	windows []window // that have to do with it, if reports know of it
+	shares  []share  // of these
 }
 
 type reason struct {
@@ -220,30 +292,38 @@ type reason struct {
 
 // gapList is the gaps of all streams.
 type gapList struct {
-	List    []gap  `json:"list"`
-	Missing uint64 `json:"missing"` // events in all gaps, those that are not listed, too
-	Open    uint64 `json:"open"`    // those of them without a reason
-	More    int    `json:"more,omitempty"`
+	List      []gap  `json:"list"`      // the newest
+	Missing   uint64 `json:"missing"`   // events in all gaps, those that are not listed, too
+	Open      uint64 `json:"open"`      // those of them without a reason
+	More      int    `json:"more"`      // gaps before these
+	MoreOf    uint64 `json:"more_of"`   // events that are missing there
+	Forgotten uint64 `json:"forgotten"` // events that are missing before what is kept
 }
 
 // gaps lists what is missing, in the order of the rows.
 func (ss *streams) gaps(now time.Time) gapList {
-	all := gapList{List: []gap{}}
+	all := gapList{List: []gap{}, Missing: ss.gone.missing, Open: ss.gone.open, Forgotten: ss.gone.missing}
 	for k, s := range ss.list {
-		for _, g := range s.gaps(now) {
-			g.Source, g.Boot = k.source, k.boot
-			all.Missing += g.Last - g.First + 1
-			if g.State != explained {
-				all.Open += g.Last - g.First + 1
-			}
-			all.List = append(all.List, g)
+		list, l := s.gaps(now)
+		for i := range list {
+			list[i].Source, list[i].Boot = k.source, k.boot
 		}
+		all.List = append(all.List, list...)
+		all.Missing += l.missing
+		all.Open += l.open
+		all.Forgotten += s.forgotten
 	}
 	slices.SortFunc(all.List, func(a, b gap) int {
 		return cmp.Or(cmp.Compare(a.Row, b.Row), cmp.Compare(a.Source, b.Source), cmp.Compare(a.Boot, b.Boot), cmp.Compare(a.First, b.First))
 	})
 	if more := len(all.List) - maxGaps; more > 0 {
+		for _, g := range all.List[:more] {
+			all.MoreOf += g.Last - g.First + 1
+		}
 		all.List, all.More = all.List[more:], more
+	}
+	for i := range all.List {
+		all.List[i].explain()
 	}
 	return all
 }
@@ -263,7 +343,7 @@ func (s *stream) shares() (list []share, pending uint64) {
 	list = make([]share, len(s.windows))
 	var lacking []int
 	for i, w := range s.windows {
-		missing := s.missingIn(w.from+1, w.to)
+		missing := s.missingIn(w.from+1, w.to) + w.forgotten
 		list[i] = share{missing: missing, unmet: missing - min(missing, total(w.dropped)), failed: map[string]uint64{}}
 		if list[i].unmet > 0 {
 			lacking = append(lacking, i)
@@ -297,10 +377,12 @@ func (s *stream) missingIn(first, last uint64) uint64 {
 	return last - first + 1 - s.received.between(first, last)
 }
 
-func (s *stream) gaps(now time.Time) []gap {
-	list := s.holes()
-	if len(list) == 0 {
-		return nil
+// gaps are those of one stream, without the reasons, and how much is missing there in
+// all.
+func (s *stream) gaps(now time.Time) (list []gap, l lack) {
+	holes := s.holes()
+	if len(holes) == 0 && s.forgotten == 0 {
+		return nil, lack{}
 	}
 	shares, pending := s.shares()
 	// The latest are those that are under way.
@@ -310,11 +392,16 @@ func (s *stream) gaps(now time.Time) []gap {
 		pending -= n
 		open[i] = shares[i].unmet > n
 	}
-	shown := list[:0]
-	for _, h := range list {
+	l = lack{s.forgotten, s.forgotten}
+	for i, w := range s.windows {
+		if shares[i].unmet == 0 {
+			l.open -= min(l.open, w.forgotten)
+		}
+	}
+	for _, h := range holes {
 		g := h.gap
 		switch {
-		case s.last == nil || g.Last > s.last.number:
+		case g.Last > s.lastNumber():
 			g.State = unreported
 			// Workers overtake each other: what is late is not yet missing.
 			if now.Sub(h.since) < grace {
@@ -323,18 +410,18 @@ func (s *stream) gaps(now time.Time) []gap {
 		case len(s.windows) == 0 || g.First <= s.windows[0].from:
 			g.State = unknown
 		default:
-			s.explain(&g, shares, open)
+			s.judge(&g, shares, open)
 			if g.State == underway && now.Sub(h.since) < grace {
 				continue
 			}
 		}
-		shown = append(shown, hole{gap: g})
+		l.missing += g.Last - g.First + 1
+		if g.State != explained {
+			l.open += g.Last - g.First + 1
+		}
+		list = append(list, g)
 	}
-	gaps := make([]gap, len(shown))
-	for i := range shown {
-		gaps[i] = shown[i].gap
-	}
-	return gaps
+	return list, l
 }
 
 // hole is a gap, and since when it is one.
@@ -358,33 +445,41 @@ func (s *stream) holes() (list []hole) {
 	return list
 }
 
-// explain puts the reasons to a gap that reports know of.
-func (s *stream) explain(g *gap, shares []share, open []bool) {
+// judge says of a gap that reports know of whether they explain it.
+func (s *stream) judge(g *gap, shares []share, open []bool) {
 	g.State = explained
 	begin := sort.Search(len(s.windows), func(i int) bool { return s.windows[i].to >= g.First })
-	dropped, failed := map[string]uint64{}, map[string]uint64{}
-	for i := begin; i < len(s.windows) && s.windows[i].from < g.Last; i++ {
-		w := s.windows[i]
-		dropped, failed = sums(dropped, w.dropped), sums(failed, shares[i].failed)
-		g.Among += shares[i].missing
-		g.At = w.at.UnixMilli()
-		if i == begin {
-			g.From = w.from + 1
-		}
-		g.To = w.to
+	end := begin
+	for ; end < len(s.windows) && s.windows[end].from < g.Last; end++ {
 		switch {
-		case open[i]:
+		case open[end]:
 			g.State = unexplained
-		case shares[i].unmet > 0 && g.State == explained:
+		case shares[end].unmet > 0 && g.State == explained:
 			g.State = underway
 		}
 	}
+	g.windows, g.shares = s.windows[begin:end], shares[begin:end]
+}
+
+// explain puts the reasons to a gap that reports know of.
+func (g *gap) explain() {
+	if len(g.windows) == 0 {
+		return
+	}
+	dropped, failed := map[string]uint64{}, map[string]uint64{}
+	for i, w := range g.windows {
+		dropped, failed = sums(dropped, w.dropped), sums(failed, g.shares[i].failed)
+		g.Among += g.shares[i].missing
+		g.At, g.To = w.at.UnixMilli(), w.to
+	}
+	g.From = g.windows[0].from + 1
 	for _, name := range slices.Sorted(maps.Keys(dropped)) {
 		g.Reasons = append(g.Reasons, reason{Reason: name, Count: dropped[name]})
 	}
 	for _, name := range slices.Sorted(maps.Keys(failed)) {
 		g.Reasons = append(g.Reasons, reason{Reason: name, Count: failed[name], Failed: true})
 	}
+	g.windows, g.shares = nil, nil
 }
 
 // spans are numbers that came, sorted, and none touches the next: they take as much

@@ -103,9 +103,9 @@ func TestStreamsOfDifferentPipelinesAreApart(t *testing.T) {
 }
 
 func TestGapsAreBounded(t *testing.T) {
-	b := newBench(t, nil)
+	b := newBench(t, func(s *settings) { s.keep = 800 })
 	m := newMirror(b.clock.now().Add(time.Second))
-	for range 2 * maxSpans {
+	for range 1000 {
 		b.deliver(m.request(b.clock.now(), "/"))
 		m.lose("queue_full", false)
 	}
@@ -124,18 +124,75 @@ func TestGapsAreBounded(t *testing.T) {
 	}
 	ss := b.kept.streams
 	s := ss.list[key{m.source, m.boot}]
-	if s == nil || len(s.received) > maxSpans || len(s.windows) > maxWindows || len(ss.list) != maxStreams {
+	if s == nil || ss.spans > 800 || len(s.windows) > maxWindows || len(ss.list) != maxStreams {
 		t.Fatalf("got %d streams, %+v", len(ss.list), s)
+	}
+	n := 0
+	for _, s := range ss.list {
+		n += len(s.received)
+	}
+	if n != ss.spans {
+		t.Errorf("got %d spans, counted %d", n, ss.spans)
 	}
 	b.clock.add(time.Minute)
 	got := b.gaps()
-	if len(got.List) != maxGaps || got.More == 0 || got.Missing < maxSpans {
-		t.Errorf("got %d gaps, %d more, %d missing", len(got.List), got.More, got.Missing)
-	}
+	listed := uint64(0)
 	for _, g := range got.List {
+		listed += g.Last - g.First + 1
 		if g.Source == m.source && g.Boot == m.boot && g.State != explained {
 			t.Errorf("a gap whose reports were put together is %s", g.State)
 		}
+	}
+	// Each of the others lacks one: of those that are forgotten, too.
+	const want = 1000 + maxWindows + 50 + maxStreams + 20
+	if got.Missing != want || got.Open != maxStreams+20 || listed+got.MoreOf+got.Forgotten != want {
+		t.Errorf("got %d missing, %d without a reason, %d listed, %d more, %d forgotten; want %d, %d, and that these are all", got.Missing, got.Open, listed, got.MoreOf, got.Forgotten, want, maxStreams+20)
+	}
+}
+
+// What is no longer kept was missing all the same, and its reasons are not for others.
+func TestGapsBeforeWhatIsKeptAreCounted(t *testing.T) {
+	b := newBench(t, func(s *settings) { s.keep = 1200 })
+	m := newMirror(b.clock.now().Add(time.Second))
+	for range 3000 {
+		b.deliver(m.request(b.clock.now(), "/"))
+		m.lose("queue_full", false)
+	}
+	b.deliver(m.report(b.clock.now()))
+	b.clock.add(time.Minute)
+	got := b.gaps()
+	type sums struct{ missing, open, moreOf, forgotten, listed, more uint64 }
+	count := func() sums {
+		return sums{got.Missing, got.Open, got.MoreOf, got.Forgotten, uint64(len(got.List)), uint64(got.More)}
+	}
+	// Of 1199 rows with events, each has a gap before it but the last, which has one after it, too.
+	if want := (sums{3000, 0, 1200 - maxGaps, 1800, maxGaps, 1200 - maxGaps}); count() != want {
+		t.Errorf("got %+v; want %+v", count(), want)
+	}
+	if first := got.List[0]; first.First != 5002 || first.State != explained || first.Among != 3000 {
+		t.Errorf("the first gap in the list: got %+v; want that before number 5003, one of 3000", first)
+	}
+
+	// Two are missing, and the report knows of one: that the other is forgotten does not
+	// make it the reason of both.
+	b = newBench(t, func(s *settings) { s.keep = 3 })
+	m = newMirror(b.clock.now().Add(time.Second))
+	request := func() { b.deliver(m.request(b.clock.now(), "/")) }
+	m.request(b.clock.now(), "/elsewhere")
+	request()
+	request()
+	m.lose("timeout", true)
+	request()
+	b.deliver(m.report(b.clock.now()))
+	request() // and the first row is gone
+	b.clock.add(time.Minute)
+	got = b.gaps()
+	if want := (sums{missing: 2, open: 2, forgotten: 1, listed: 1}); count() != want || told(got) != "4-4 before 3 unexplained timeout:1 among 2 of 1-5" {
+		t.Errorf("got %+v, %s; want %+v, and that it is not explained", count(), told(got), want)
+	}
+	b.kept.clear(b.clock.now())
+	if got = b.gaps(); got.Missing != 0 || got.Forgotten != 0 {
+		t.Errorf("when it was cleared: got %d missing, %d forgotten", got.Missing, got.Forgotten)
 	}
 }
 

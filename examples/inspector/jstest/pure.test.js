@@ -278,5 +278,8 @@ test('gaps are shown before their rows, whatever is filtered', () => {
   assert.deepEqual(kinds({ path: '/a' }), [5, 'gap 3', 'gap 7', 9])
   assert.deepEqual(kinds({ kind: 'gap' }), ['gap 3', 'gap 7'])
   assert.deepEqual(kinds({ kind: 'request' }), [5, 6, 9])
+  gaps.set(0, [gap(1)])
+  assert.deepEqual(kinds({ path: '/a' }), ['gap 1', 5, 'gap 3', 'gap 7', 9])
+  gaps.delete(0)
   assert.deepEqual([1, 5, 6, 7, 9, 10].map(n => placeOf(shown(rows, gaps, all), n)), [0, 0, 1, 4, 4, 5])
 })

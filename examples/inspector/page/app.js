@@ -76,6 +76,10 @@ function setGaps(all) {
     if (!map.has(gap.row)) map.set(gap.row, [])
     map.get(gap.row).push(gap)
   }
+  // Where rows only look as if nothing were missing between them, a row says so.
+  const unlisted = (state, n) => ({ source: state, boot: '', first: 1, last: n, state, gaps: all.more })
+  if (all.more) map.get(all.list[0].row).unshift(unlisted('unlisted', all.more_of))
+  if (all.forgotten) map.set(0, [unlisted('forgotten', all.forgotten)])
   if (paused) {
     heldGaps = map
     return

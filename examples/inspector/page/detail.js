@@ -4,7 +4,7 @@ import { el, put, long, button } from './dom.js'
 import { bytes, clip, clock, count, masked, milliseconds, own, plural, visible } from './text.js'
 import { bytesOf, fields, hex, kindOf, multipart, raster, textOf } from './body.js'
 import { lines, member, read } from './json.js'
-import { gapStates, numbers } from './list.js'
+import { gapsElsewhere, gapStates, numbers } from './list.js'
 
 const step = 20000 // characters of a text that are shown at once
 const stepHex = 4096 // bytes of a dump that are
@@ -17,6 +17,8 @@ const gapWords = {
   unreported: 'No report covers these numbers yet. They may still come: workers overtake each other, and deliveries are tried again.',
   underway: 'When the last report was written, as many events as are missing here waited or were being sent. They may still come.',
   unexplained: 'The reports know of fewer losses than there are. What is missing was delivered, as the plugin says, but not to this inspector; or a report was lost and the next one will tell.',
+  unlisted: 'The list has a row for each of the newest 500 gaps. All events that are missing are counted at the top of the page.',
+  forgotten: 'The inspector keeps so many events, and no more. What is missing among those that it has forgotten is counted at the top of the page, and has no row.',
   unknown: 'The first report that came here also counts what was before this inspector began, so it cannot be told which of its reasons belong here.',
 }
 
@@ -63,6 +65,11 @@ export class Detail {
   showGap(gap) {
     this.#begin()
     const n = gap.last - gap.first + 1
+    const elsewhere = own(gapsElsewhere, gap.state)
+    if (elsewhere) {
+      this.#show(this.#head(el('h2', 'target', `${plural(n, 'event')} missing ${elsewhere(gap)}`)), el('p', 'prose', own(gapWords, gap.state)))
+      return
+    }
     const reasons = gap.reasons ?? []
     const told = gap.among > n
       ? `${count(gap.among)} events are missing among the numbers ${count(gap.from)} to ${count(gap.to)}, which the same reports cover. Of these, the reports say:`

@@ -22,9 +22,13 @@ export function matches(row, filter) {
 export function shown(rows, gaps, filter) {
   const list = []
   const withGaps = !filter.kind || filter.kind === 'gap'
+  const add = (gap, n) => list.push({ n, gap, key: `gap ${gap.source} ${gap.boot} ${gap.first}` })
+  if (withGaps && rows.length > 0) {
+    for (const gap of gaps.get(0) ?? []) add(gap, rows[0].n) // before all that is kept
+  }
   for (const row of rows) {
     if (withGaps && gaps.has(row.n)) {
-      for (const gap of gaps.get(row.n)) list.push({ n: row.n, gap, key: `gap ${gap.source} ${gap.boot} ${gap.first}` })
+      for (const gap of gaps.get(row.n)) add(gap, row.n)
     }
     if (matches(row, filter)) list.push({ n: row.n, row, key: row.n })
   }

@@ -227,6 +227,12 @@ export const gapStates = {
   unknown: 'from before the first report here',
 }
 
+/** What is shown in place of gaps that are not in the list. */
+export const gapsElsewhere = {
+  unlisted: gap => `in ${plural(gap.gaps, 'gap')} above that ${gap.gaps === 1 ? 'is' : 'are'} not in the list`,
+  forgotten: () => 'before the oldest event that is kept',
+}
+
 export function numbers(gap) {
   return gap.first === gap.last ? `number ${count(gap.first)}` : `numbers ${count(gap.first)} to ${count(gap.last)}`
 }
@@ -236,7 +242,12 @@ function fillGap(node, gap) {
   node.className = `row k-gap g-${own(gapStates, gap.state) ? gap.state : 'unknown'}`
   const text = cell('c-gap')
   text.setAttribute('aria-colspan', '8')
-  text.append(el('b', '', `${plural(n, 'event')} missing`), el('span', 'dim', ` ${numbers(gap)} `))
+  const elsewhere = own(gapsElsewhere, gap.state)
+  text.append(el('b', '', `${plural(n, 'event')} missing`), el('span', 'dim', ` ${elsewhere ? elsewhere(gap) : numbers(gap)} `))
+  if (elsewhere) {
+    node.replaceChildren(text)
+    return
+  }
   const reasons = gap.reasons ?? []
   if (reasons.length > 0 && gap.state !== 'unexplained') {
     const shared = gap.among > n
