@@ -307,17 +307,21 @@ func (p *tab) settled() {
 const rowCount = `Number(document.getElementById('list').getAttribute('aria-rowcount')) - 1`
 
 // The pictures of the documentation are made of fixed events at fixed times. Beside them
-// is a sum of what they show, so that they are made anew when that is another page.
+// are the sum of what they show, so that they are made anew when that is another page, and
+// those of themselves, so that they are what was made then.
 func TestPictures(t *testing.T) {
 	dir := filepath.Join("..", "..", "docs", "images")
 	sum := filepath.Join(dir, "inspector.sha256")
 	b := newBench(t, nil)
 	b.day()
 	shown := b.shown()
-	if got, err := os.ReadFile(sum); !*update && (err != nil || string(got) != shown) {
-		t.Errorf("the pictures in docs/images show another page, or other events: %v, got sum %q; want %q. "+
-			"Make them anew, and look at them: cd examples/inspector && go test -run TestPictures -update .", err, got, shown)
+	const anew = "Make them anew, and look at them: cd examples/inspector && go test -run TestPictures -update ."
+	content, err := os.ReadFile(sum)
+	sums := strings.Split(strings.TrimSuffix(string(content), "\n"), "\n")
+	if !*update && (err != nil || sums[0] != shown+"  page and events") {
+		t.Errorf("the pictures in docs/images show another page, or other events: %v, got sum %q; want %q. %s", err, sums[0], shown, anew)
 	}
+	lines := []string{shown + "  page and events"}
 	for _, scheme := range []string{"light", "dark"} {
 		p, _ := b.open(t, 1200, 740, scheme == "dark")
 		p.until(rowCount + ` > 1000`)
@@ -343,9 +347,14 @@ func TestPictures(t *testing.T) {
 		if err != nil || size.Width != 1200 || size.Height != 740 {
 			t.Errorf("%s: got %v, %d by %d; want a picture of 1200 by 740", name, err, size.Width, size.Height)
 		}
+		line := fmt.Sprintf("%x  %s", sha256.Sum256(stored), filepath.Base(name))
+		lines = append(lines, line)
+		if !*update && !slices.Contains(sums[1:], line) {
+			t.Errorf("%s is not the picture that was made: got sums %q; want %q among them. %s", name, sums[1:], line, anew)
+		}
 	}
 	if *update && !t.Failed() { // last, so that it is never beside pictures that are older
-		if err := os.WriteFile(sum, []byte(shown), 0o644); err != nil {
+		if err := os.WriteFile(sum, []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -374,5 +383,5 @@ func (b *bench) shown() string {
 	add("state", encode([]any{gaps, counts, kept}))
 	lines := b.lines()
 	add("last event", []byte(lines[len(lines)-1])) // the details are of it
-	return hex.EncodeToString(sum.Sum(nil)) + "\n"
+	return hex.EncodeToString(sum.Sum(nil))
 }
