@@ -84,7 +84,7 @@ func TestPageShowsEventsAsTheyCome(t *testing.T) {
 		field, value string
 		want         int // with gaps, which no filter but that of kinds hides
 	}{
-		{"path", "SECOND", 2}, {"path", "nowhere", 1}, {"path", "", 5}, {"method", "POST", 2}, {"method", "", 5}, {"status", "5", 2}, {"status", "none", 2}, {"status", "", 5},
+		{"path", "SECOND", 2}, {"path", "nowhere", 1}, {"path", "", 5}, {"method", "POST", 2}, {"method", "", 5}, {"status", "5", 2}, {"status", "1", 1}, {"status", "none", 2}, {"status", "", 5},
 		{"client", "2001", 2}, {"client", "", 5}, {"kind", "report", 1}, {"kind", "gap", 1}, {"kind", "problem", 0}, {"kind", "request", 3}, {"kind", "", 5},
 	} {
 		p.fill(tc.field, tc.value)
