@@ -240,6 +240,7 @@ test('what is not as it was sent is said', () => {
   assert.match(command, /^# Not as it was sent: values that are redacted, a body that is cut\.\n/)
   assert.match(curl(event({ method: 'PUT', body: { content_base64: 'AP8=', truncated: false } })), /^printf %s AP8= \| base64 -d \| curl .*[\s\S]*--request PUT[\s\S]*--data-binary @-/)
   assert.match(curl(event({ method: 'HEAD' })), /--head/)
+  assert.match(curl(event({ method: 'HEAD', body: { content: 'a', truncated: true } })), /--request HEAD[\s\S]*--data-raw a/)
 })
 
 const row = (n, more) => ({ n, kind: 'request', method: 'GET', path: '/a', client: '203.0.113.7', signature: 'verified', ...more })

@@ -58,7 +58,9 @@ export function curl(event) {
   const method = typeof request.method === 'string' && token.test(request.method) ? request.method : 'GET'
   const body = request.body
   const kept = body ? bytesOf(body) : null
-  if (method === 'HEAD') words.push('--head')
+  // With a body, curl refuses --head; and without it waits for a body that never comes, until
+  // the connection ends.
+  if (method === 'HEAD' && !kept) words.push('--head')
   else if (method !== (kept ? 'POST' : 'GET')) words.push(`--request ${quote(method)}`)
   const version = data?.network?.protocol?.version
   if (version === '1.0') words.push('--http1.0')
@@ -88,6 +90,7 @@ export function curl(event) {
   if (!has('accept')) header.push(['accept', null])
   if (!has('user-agent')) header.push(['user-agent', null])
   if (kept && !has('content-type')) header.push(['content-type', null])
+  if (method === 'HEAD' && kept) header.push(['connection', 'close'])
   for (const [name, value] of header) {
     words.push(`--header ${quote(value === null ? `${name}:` : value === '' ? `${name};` : `${name}: ${value}`)}`)
   }
