@@ -178,6 +178,7 @@ func TestDetails(t *testing.T) {
 		{"a form", body("application/x-www-form-urlencoded", text("name=Ada&message=Hello%2C+world")), "Field", []string{"message Hello, world"}},
 		{"a multipart body", body("multipart/form-data; boundary=x", text("--x\r\nContent-Disposition: form-data; name=\"a\"; filename=\"b.txt\"\r\n\r\none\r\n--x--\r\n")), "file b.txt", []string{"a file b.txt", "one"}},
 		{"text", body("text/plain", text("All work\nand no play")), "All work", nil},
+		{"text with the line ends of forms and mails", body("text/plain", text("Dear\r\nAda"+strings.Repeat(" ", 19990)+"\r\nend")), "Show more", []string{"Dear Ada Show more"}},
 		{"bytes", body("application/octet-stream", object{"content_base64": "AP+JUE5H", "size": 6, "truncated": false}), "00 ff 89 50 4e 47", []string{"····PNG"[3:]}},
 		{"a body that was cut", body("text/plain", object{"content": "abc", "size": 3000, "truncated": true, "truncated_reason": "limit"}), "cut: limit, 3 B kept", []string{"3.0 kB"}},
 		{"a body that was not looked at", body("text/plain", object{"truncated": true, "truncated_reason": "disabled"}), "cut: disabled, nothing kept", nil},

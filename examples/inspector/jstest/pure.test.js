@@ -23,6 +23,8 @@ test('characters that cannot be seen are shown by their names', () => {
     ['x\udc00', 'x⟨U+DC00⟩'],
     ['\u{e0041}tag', '⟨U+E0041⟩tag'],
   ]) assert.equal(visible(text), want)
+  assert.equal(visible('a\r\nb\rc'), 'a b⟨U+000D⟩c')
+  assert.deepEqual(parts('a\r\nb\r\r\n\nc'), [{ text: 'a\nb' }, { text: 'U+000D', control: true }, { text: '\n\nc' }])
   assert.deepEqual(parts('a\u202eb'), [{ text: 'a' }, { text: 'U+202E', control: true }, { text: 'b' }])
 })
 

@@ -42,7 +42,8 @@ export function long(tag, className, text, step) {
     next()
   })
   function next() {
-    const piece = clip(text.slice(at, at + step + 1), step)
+    let piece = clip(text.slice(at, at + step + 1), step)
+    if (text.startsWith('\r\n', at + piece.length - 1)) piece += '\n' // not half a line's end, either
     at += piece.length || 1
     put(node, piece)
     if (at < text.length) {

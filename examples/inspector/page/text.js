@@ -1,8 +1,8 @@
 // Texts of events are other people's words. What they must not do is to look like
 // something else: controls and characters that turn the direction of a text are shown
-// by their names.
+// by their names. A carriage return is one, but for that of a line's end.
 
-const tricky = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]|\udb40[\udc00-\udfff]/g
+const tricky = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u00ad\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb]|\r(?!\n)|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]|\udb40[\udc00-\udfff]/g
 
 /** The name of a character that cannot be seen. */
 export function nameOf(character) {
@@ -11,19 +11,20 @@ export function nameOf(character) {
 
 /** A text on one line, with names for what cannot be seen. */
 export function visible(text) {
-  return String(text).replace(/[\t\n]/g, ' ').replace(tricky, c => `⟨${nameOf(c)}⟩`)
+  return String(text).replace(/\r\n|[\t\n]/g, ' ').replace(tricky, c => `⟨${nameOf(c)}⟩`)
 }
 
 /** A text in parts; those with `control` set stand for a character that cannot be seen. */
 export function parts(text) {
   const list = []
+  const plain = text => list.push({ text: text.replaceAll('\r\n', '\n') })
   let end = 0
   for (const match of text.matchAll(tricky)) {
-    if (match.index > end) list.push({ text: text.slice(end, match.index) })
+    if (match.index > end) plain(text.slice(end, match.index))
     list.push({ text: nameOf(match[0]), control: true })
     end = match.index + match[0].length
   }
-  if (end < text.length) list.push({ text: text.slice(end) })
+  if (end < text.length) plain(text.slice(end))
   return list
 }
 
