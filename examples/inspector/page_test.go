@@ -113,6 +113,92 @@ func TestPageShowsEventsAsTheyCome(t *testing.T) {
 	p.shows(1)
 }
 
+// During a pause, what is shown stays, whatever becomes of it in the inspector.
+func TestAPauseOutlivesAReset(t *testing.T) {
+	b := newBench(t, nil)
+	p, server := b.open(t, 1280, 800, false)
+	m := newMirror(b.clock.now().Add(time.Second))
+	events := func(n int) {
+		for range n {
+			b.deliver(m.request(b.clock.now(), fmt.Sprintf("/%d", m.number)))
+		}
+	}
+	events(3)
+	m.lose("queue_full", false)
+	events(1)
+	b.clock.add(time.Minute)
+	p.shows(5)
+	p.press("g")
+	p.detail("/0")
+	p.click("#pause")
+	req, err := http.NewRequestWithContext(t.Context(), "POST", server.URL+"/api/clear", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Origin", server.URL)
+	res, err := http.DefaultClient.Do(req) // as another page that is open
+	if err != nil || res.StatusCode != http.StatusNoContent {
+		t.Fatal(res, err)
+	}
+	_ = res.Body.Close()
+	events(2)
+	p.until(`document.getElementById('state').innerText === 'Paused, 2 new'`)
+	p.settled()
+	if rows := p.rowTexts(); len(rows) != 5 || !strings.Contains(rows[0], "/0") {
+		t.Errorf("while it was paused, got rows %q; want those from before", rows)
+	}
+	p.detail("/0")
+	p.click("#pause")
+	p.shows(2)
+	p.until(`document.getElementById('detail').hidden`)
+	events(1)
+	p.shows(3)
+	// Who clears it here does not want to see it any longer.
+	p.click("#pause")
+	p.click("#clear")
+	p.shows(0)
+	events(1)
+	p.until(`document.getElementById('state').innerText === 'Paused, 1 new'`)
+	p.click("#pause")
+	p.shows(1)
+}
+
+// A page may be paused for as long as one likes.
+func TestMuchComesDuringAPause(t *testing.T) {
+	const n, at = 200000, 5000
+	b := newBench(t, nil)
+	inspector, paused := b.handler, make(chan struct{})
+	b.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/api/stream" {
+			inspector.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", "text/event-stream")
+		send := func(event string, v any) {
+			_, _ = fmt.Fprintf(w, "event: %s\ndata: %s\n\n", event, encode(v))
+			_ = http.NewResponseController(w).Flush()
+		}
+		send("hello", object{"keep": n})
+		send("reset", "")
+		<-paused
+		for first := 1; first <= n; first += at {
+			rows := make([]object, at)
+			for i := range rows {
+				rows[i] = object{"n": first + i, "id": "x", "kind": "request", "method": "GET", "path": "/"}
+			}
+			send("rows", rows)
+		}
+		<-r.Context().Done()
+	})
+	p, _ := b.open(t, 1280, 800, false)
+	p.click("#pause")
+	close(paused)
+	p.until(`document.getElementById('state').innerText === 'Paused, 200,000 new'`)
+	p.click("#pause")
+	p.shows(n)
+	p.until(`document.getElementById('state').innerText === 'Live'`)
+}
+
 // Rows between which something is missing never look as if nothing were.
 func TestGapsThatAreNotListedAreSaid(t *testing.T) {
 	b := newBench(t, func(s *settings) { s.keep = 1200 })

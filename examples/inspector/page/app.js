@@ -13,6 +13,7 @@ let held = [] // that came during a pause
 let keep = 10000
 let gaps = new Map() // by the row that they are before
 let heldGaps = null
+let heldReset = false // rows are from before a reset, those that are held from after it
 let paused = false
 let dirty = false
 let methods = new Set()
@@ -89,11 +90,20 @@ function setGaps(all) {
 }
 
 function reset() {
-  rows = []
   held = []
-  gaps = new Map()
   heldGaps = null
   chart.clear()
+  if (paused) {
+    heldReset = true
+    showState()
+  } else forget()
+}
+
+// Forgets what is shown.
+function forget() {
+  rows = []
+  gaps = new Map()
+  heldReset = false
   if (!$('detail').hidden) close()
   refresh()
 }
@@ -182,7 +192,8 @@ function pause() {
   $('pause').textContent = paused ? 'Go on' : 'Pause'
   say(paused ? 'Paused' : 'Live')
   if (!paused) {
-    rows.push(...held)
+    if (heldReset) forget()
+    rows = rows.concat(held) // not push(...held): a call has room for some 100,000 arguments
     if (rows.length > keep) rows.splice(0, rows.length - keep)
     held = []
     if (heldGaps) {
@@ -198,6 +209,7 @@ async function clear() {
   try {
     const answer = await fetch('/api/clear', { method: 'POST' })
     say(answer.ok ? 'Cleared' : `Not cleared: ${answer.status}`)
+    if (answer.ok && paused) forget() // or else the stream says so
   } catch {
     say('Not cleared: no connection')
   }
