@@ -113,6 +113,36 @@ func TestPageShowsEventsAsTheyCome(t *testing.T) {
 	p.shows(1)
 }
 
+// Without secrets the page says so, and with them, that the mirror needs one.
+func TestThePageSaysWhetherSignaturesAreChecked(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		change  func(*settings)
+		checked bool
+	}{
+		{"with secrets", nil, true},
+		{"without", func(s *settings) { s.webhooks, s.path = nil, "/elsewhere" }, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			b := newBench(t, tc.change)
+			p, server := b.open(t, 1280, 800, false)
+			p.until(`document.getElementById('totals').innerText.includes('0 events')`)
+			p.settled()
+			sample := eval[string](p, `document.getElementById('empty').innerText`)
+			if got := strings.Contains(sample, "signingSecrets:"); got != tc.checked {
+				t.Errorf("the sample names signingSecrets: got %t; want %t, in %q", got, tc.checked, sample)
+			}
+			if want := server.URL + b.web.path; !strings.Contains(sample, want) {
+				t.Errorf("got %q; want %s in it", sample, want)
+			}
+			totals := eval[string](p, `document.getElementById('totals').innerText`)
+			if got := strings.Contains(totals, "no signature is checked"); got == tc.checked {
+				t.Errorf("got %q at the top; want it to say that no signature is checked: %t", totals, !tc.checked)
+			}
+		})
+	}
+}
+
 // During a pause, what is shown stays, whatever becomes of it in the inspector.
 func TestAPauseOutlivesAReset(t *testing.T) {
 	b := newBench(t, nil)

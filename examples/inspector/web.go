@@ -225,7 +225,7 @@ type subscriber struct {
 }
 
 func (s *subscriber) run(ctx context.Context) {
-	hello, _ := json.Marshal(map[string]any{"keep": s.page.keep, "memory": s.page.memory, "secrets": len(s.page.webhooks)})
+	hello, _ := json.Marshal(map[string]any{"keep": s.page.keep, "memory": s.page.memory, "path": s.page.path, "secrets": len(s.page.webhooks)})
 	if s.send("hello", "", hello) != nil {
 		return
 	}

@@ -11,6 +11,8 @@ import { curl } from './curl.js'
 let rows = [] // as the journal has them, the oldest first
 let held = [] // that came during a pause
 let keep = 10000
+let path = '/events' // that takes deliveries
+let secrets // how many the inspector has; unknown at first
 let gaps = new Map() // by the row that they are before
 let heldGaps = null
 let heldReset = false // rows are from before a reset, those that are held from after it
@@ -126,7 +128,8 @@ function showEmpty(filtered) {
     }))
     return
   }
-  const sample = `http:\n  middlewares:\n    mirror:\n      plugin:\n        requestmirror:\n          watchURL: ${location.origin}/events`
+  const sample = `http:\n  middlewares:\n    mirror:\n      plugin:\n        requestmirror:\n          watchURL: ${location.origin}${path}` +
+    (secrets ? '\n          signingSecrets:\n            - whsec_… # one of the inspector\'s SIGNING_SECRETS' : '')
   node.replaceChildren(
     el('p', '', 'Waiting for events. Point a mirror here:'),
     el('pre', '', sample),
@@ -220,6 +223,7 @@ const sum = map => Object.values(map ?? {}).reduce((a, b) => a + b, 0)
 function showTotals(pulse) {
   const { totals } = pulse
   const list = [['', plural(totals.events, 'event')]]
+  if (secrets === 0) list.push(['warn', 'no signature is checked'])
   if (totals.repeated) list.push(['', `${count(totals.repeated)} came again`])
   if (totals.invalid) list.push(['no', `${count(totals.invalid)} invalid`])
   if (pulse.missing) list.push([pulse.open ? 'no' : 'warn', `${count(pulse.missing)} missing${pulse.open ? `, ${count(pulse.open)} without a reason` : ''}`])
@@ -242,6 +246,10 @@ function connect() {
   const on = (name, act) => source.addEventListener(name, event => act(JSON.parse(event.data), event))
   on('hello', hello => {
     keep = hello.keep
+    path = hello.path ?? path
+    secrets = hello.secrets
+    delete $('empty').dataset.filtered // the sample depends on it
+    refresh()
     connection = 'live'
     showState()
     chart.clear() // all of it follows
