@@ -75,7 +75,7 @@ func (in *intake) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		defer func() { <-in.room }()
 	default:
 		w.Header().Set("Retry-After", "1") // all workers of the middleware wait so long
-		w.WriteHeader(http.StatusTooManyRequests)
+		in.refuse(w, http.StatusTooManyRequests, "busy")
 		return
 	}
 	status, why := in.take(w, req)
@@ -83,6 +83,10 @@ func (in *intake) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		w.WriteHeader(status)
 		return
 	}
+	in.refuse(w, status, why)
+}
+
+func (in *intake) refuse(w http.ResponseWriter, status int, why string) {
 	in.journal.refuse(in.now(), why)
 	http.Error(w, why, status)
 }

@@ -123,11 +123,15 @@ func TestTheHandshakeIsAnswered(t *testing.T) {
 }
 
 func TestAFullIntakeTellsToWait(t *testing.T) {
-	in := &intake{now: time.Now, room: make(chan struct{})}
+	b := newBench(t, nil)
+	in := &intake{now: b.clock.now, journal: b.kept, room: make(chan struct{})}
 	w := httptest.NewRecorder()
-	in.ServeHTTP(w, posted("", "", time.Now(), nil))
+	in.ServeHTTP(w, posted("", "", b.clock.now(), nil))
 	if w.Code != 429 || w.Header().Get("Retry-After") != "1" {
 		t.Errorf("got status %d, Retry-After %q; want 429, 1", w.Code, w.Header().Get("Retry-After"))
+	}
+	if got, want := string(stats(b).Refused), `{"busy":1}`; got != want {
+		t.Errorf("refused: got %s; want %s", got, want)
 	}
 }
 
