@@ -24,6 +24,8 @@ const (
 	beat       = time.Second            // between two looks at gaps and counts
 	slowest    = 2 * time.Minute        // for the download of everything
 
+	maxDownloads = 4 // at once: each holds what there was when it began, though the journal drops it
+
 	// The words of an event are shown by a page that can do nothing but that. The last two
 	// make the browser refuse to make HTML of a text at all.
 	policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; " +
@@ -54,12 +56,13 @@ type settings struct {
 // web is the page, its stream and its API.
 type web struct {
 	settings
-	journal *journal
-	readers chan struct{} // has one of each live stream
+	journal   *journal
+	readers   chan struct{} // has one of each live stream
+	downloads chan struct{} // has one of each download under way
 }
 
 func newWeb(s settings, j *journal) *web {
-	return &web{s, j, make(chan struct{}, maxReaders)}
+	return &web{s, j, make(chan struct{}, maxReaders), make(chan struct{}, maxDownloads)}
 }
 
 // handler puts the intake and the pages under their paths.
@@ -163,6 +166,14 @@ func (p *web) event(w http.ResponseWriter, req *http.Request) {
 
 // download answers with all events as lines of JSON, which the checker reads, too.
 func (p *web) download(w http.ResponseWriter, _ *http.Request) {
+	select {
+	case p.downloads <- struct{}{}:
+		defer func() { <-p.downloads }()
+	default:
+		w.Header().Set("Retry-After", "10")
+		http.Error(w, "too many downloads are under way", http.StatusServiceUnavailable)
+		return
+	}
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(slowest))
 	w.Header().Set("Content-Type", "application/jsonl")
 	w.Header().Set("Content-Disposition", fmt.Sprintf(`attachment; filename="events-%s.jsonl"`, p.now().UTC().Format("20060102T150405Z")))

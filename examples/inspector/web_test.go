@@ -156,6 +156,45 @@ func TestTheDownloadHasEveryEventOnALine(t *testing.T) {
 	}
 }
 
+// blocked is a browser that takes nothing until it is released.
+type blocked struct {
+	*httptest.ResponseRecorder
+	begun    chan<- struct{}
+	released <-chan struct{}
+}
+
+func (w blocked) Write(p []byte) (int, error) {
+	w.begun <- struct{}{}
+	<-w.released
+	return w.ResponseRecorder.Write(p)
+}
+
+// Each holds the events that there were when it began.
+func TestThereAreNotEndlessDownloads(t *testing.T) {
+	b := newBench(t, nil)
+	b.deliver(newMirror(b.clock.now()).request(b.clock.now(), "/"))
+	begun, released, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	for range maxDownloads {
+		req := httptest.NewRequest("GET", "/api/events.jsonl", nil)
+		req.Host = "localhost"
+		go func() {
+			b.handler.ServeHTTP(blocked{httptest.NewRecorder(), begun, released}, req)
+			ended <- struct{}{}
+		}()
+		<-begun
+	}
+	if w := b.get("/api/events.jsonl"); w.Code != 503 || w.Header().Get("Retry-After") == "" {
+		t.Errorf("one more: got status %d, Retry-After %q; want 503 and a time", w.Code, w.Header().Get("Retry-After"))
+	}
+	close(released)
+	for range maxDownloads {
+		<-ended
+	}
+	if w := b.get("/api/events.jsonl"); w.Code != 200 {
+		t.Errorf("when these have ended: got status %d; want 200", w.Code)
+	}
+}
+
 // sse is a message of the live stream.
 type sse struct{ id, event, data string }
 
