@@ -292,6 +292,8 @@ func TestDetails(t *testing.T) {
 			[]string{"12345678901234567890", `"b": REDACTED`, `"a": 2`, "authorization REDACTED", "x-client hashed", "visitor v-82f1", "signature verified", "valid by the schema"}},
 		{"what says JSON and is none", body("application/json", text(`{"a":`)), "not JSON at character", []string{`{"a":`}},
 		{"a form", body("application/x-www-form-urlencoded", text("name=Ada&message=Hello%2C+world")), "Field", []string{"message Hello, world"}},
+		{"a form of thousands of fields", body("application/x-www-form-urlencoded", text(strings.Repeat("a=b&", 5000))), "Field", []string{"and 4,500 more"}},
+		{"a multipart body of thousands of parts", body("multipart/form-data; boundary=x", text(strings.Repeat("--x\r\n\r\n\r\n", 3000))), "(no name)", []string{"The first 100 parts are shown."}},
 		{"a multipart body", body("multipart/form-data; boundary=x", text("--x\r\nContent-Disposition: form-data; name=\"a\"; filename=\"b.txt\"\r\n\r\none\r\n--x--\r\n")), "file b.txt", []string{"a file b.txt", "one"}},
 		{"text", body("text/plain", text("All work\nand no play")), "All work", nil},
 		{"text with the line ends of forms and mails", body("text/plain", text("Dear\r\nAda"+strings.Repeat(" ", 19990)+"\r\nend")), "Show more", []string{"Dear Ada Show more"}},
@@ -642,6 +644,14 @@ func TestNothingOfAGapRuns(t *testing.T) {
 	p, _ := b.open(t, 1280, 800, false)
 	p.shows(2 * len(injections))
 	p.until(`document.getElementById('lost-keys').innerText.includes('others')`)
+	// A reason that nobody knows has the same colour where it is drawn and where it is named.
+	p.settled()
+	if got := p.ink("lost", "muted", 5); got < 0.95 {
+		t.Errorf("reasons that are unknown reach %.2f of the height; want all of it", got)
+	}
+	if got := eval[[]string](p, `[...document.querySelectorAll('#lost-keys .key')].map(one => one.className)`); fmt.Sprint(got) != fmt.Sprint(slices.Repeat([]string{"key ink-muted"}, 5)) {
+		t.Errorf("the keys of reasons that are unknown: got %q; want all to be muted", got)
+	}
 	p.press("g")
 	for i := range 2 * len(injections) {
 		if i > 0 {

@@ -2,11 +2,13 @@
 import { test } from 'node:test'
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
+import { readFileSync } from 'node:fs'
 
 import { bytes, clip, count, masked, milliseconds, parts, plural, visible } from '../page/text.js'
 import { lines, member, read } from '../page/json.js'
-import { bytesOf, fields, hex, kindOf, mediaOf, multipart, raster, short, textOf } from '../page/body.js'
+import { bytesOf, countFields, fields, hex, kindOf, mediaOf, multipart, raster, short, textOf } from '../page/body.js'
 import { curl, quote, urlOf } from '../page/curl.js'
+import { inkOf } from '../page/chart.js'
 import { matches, placeOf, shown } from '../page/filter.js'
 
 const encode = text => new TextEncoder().encode(text)
@@ -114,6 +116,7 @@ test('texts that are made to be slow are not', () => {
     ['dashes, and a boundary that is too long', () => multipart(form + '-'.repeat(4000) + 'x', data)],
     ['dashes, and a boundary that fills the header', () => multipart(form + '-'.repeat(long), data)],
     ['a field that is not UTF-8', () => fields('%ff'.repeat(long * 4))],
+    ['fields', () => { fields('&'.repeat(1 << 20) + 'a'); countFields('a&'.repeat(1 << 19)) }],
     ['a string', () => read(`"${'a'.repeat(1 << 20)}"`)],
     ['a string that is never closed', () => assert.throws(() => read('"' + 'a'.repeat(1 << 20)))],
     ['brackets', () => assert.throws(() => read('['.repeat(1 << 20)))],
@@ -167,7 +170,9 @@ test('base64 that is none has no bytes', () => {
 
 test('fields of a form are decoded, in order', () => {
   assert.deepEqual(fields('a=1&b=x+y%26&a=2&c&=d&&e=%zz&f=%ff%C3%A4'), [['a', '1'], ['b', 'x y&'], ['a', '2'], ['c', ''], ['', 'd'], ['e', '%zz'], ['f', '\ufffdä']])
-  assert.equal(fields('a&'.repeat(5000)).length, 1000)
+  assert.equal(fields('a&'.repeat(5000), 1000).length, 1000)
+  assert.equal(fields('&'.repeat(5000) + 'a', 1000).length, 1)
+  assert.deepEqual(['', '&&', 'a', 'a&', '&a&&b=c&', 'a&'.repeat(5000)].map(countFields), [0, 0, 1, 1, 2, 5000])
 })
 
 test('parts of a multipart body are listed', () => {
@@ -247,6 +252,17 @@ test('what is not as it was sent is said', () => {
 
 const row = (n, more) => ({ n, kind: 'request', method: 'GET', path: '/a', client: '203.0.113.7', signature: 'verified', ...more })
 const all = { path: '', method: '', status: '', client: '', kind: '' }
+
+test('each reason has a colour of its own', () => {
+  const file = name => readFileSync(new URL(name, import.meta.url), 'utf8')
+  const reasons = JSON.parse(file('../schema/report.v1.schema.json')).$defs.losses.items.properties.reason.enum
+  const rules = new Map([...file('../page/style.css').matchAll(/^(.*\.ink-.*) \{ color: (.*) \}$/gm)].flatMap(([, names, colour]) => names.split(', ').map(name => [name, colour])))
+  const colours = reasons.map(reason => rules.get(`.ink-${inkOf(reason)}`))
+  assert.equal(new Set(colours).size, 13, colours.join('\n'))
+  assert.ok(!colours.includes(undefined), colours.join('\n'))
+  assert.equal(inkOf('of a later version'), 'muted')
+  assert.equal(inkOf('toString'), 'muted')
+})
 
 test('rows are filtered', () => {
   for (const [filter, more, want] of [

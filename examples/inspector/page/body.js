@@ -120,15 +120,30 @@ function digitOf(byte) {
   return letter >= 0x61 && letter <= 0x66 ? letter - 0x57 : -1
 }
 
+function* fieldsOf(text) {
+  for (let at = 0, end; at < text.length; at = end + 1) {
+    end = text.indexOf('&', at)
+    if (end < 0) end = text.length
+    if (end > at) yield text.slice(at, end)
+  }
+}
+
 /** The fields of a form or a query: [name, value], in order, at most so many. */
 export function fields(text, most = 1000) {
   const list = []
-  for (const part of text.split('&', most)) {
-    if (part === '') continue
+  for (const part of fieldsOf(text)) {
+    if (list.length === most) break
     const middle = part.indexOf('=')
     list.push(middle < 0 ? [unescape(part), ''] : [unescape(part.slice(0, middle)), unescape(part.slice(middle + 1))])
   }
   return list
+}
+
+/** How many fields there are in all. */
+export function countFields(text) {
+  let n = 0
+  for (const _ of fieldsOf(text)) n++
+  return n
 }
 
 // Knuth, Morris and Pratt's search: whatever the bytes are, each is looked at twice at most.
@@ -147,11 +162,13 @@ function indexOf(data, pattern, from) {
   return -1
 }
 
+export const mostParts = 100
+
 /**
  * The parts of a multipart body: {header: [[name, value]], name, file, media, data,
  * whole}. The last one may not be whole, if the body was cut.
  */
-export function multipart(media, data, most = 100) {
+export function multipart(media, data, most = mostParts) {
   const list = []
   const border = borderOf(media)
   if (!border) return list

@@ -5,11 +5,17 @@ import { count, milliseconds, visible } from './text.js'
 
 const span = 300 // seconds
 
-// The reasons of the plugin, so that each keeps its colour. There are eight colours.
+// The reasons of the plugin, a closed set: each has a colour of its own.
 const reasons = [
   'queue_full', 'circuit_open', 'timeout', 'network_error', 'server_error', 'rejected', 'expired', 'memory',
   'retired', 'gone', 'too_large', 'incomplete', 'internal_error',
 ]
+
+/** The name of a reason's colour, where it is drawn and where it is named. */
+export function inkOf(reason) {
+  const i = reasons.indexOf(reason)
+  return i < 0 ? 'muted' : `r${i}`
+}
 
 export class Chart {
   #points = new Map() // by second
@@ -84,8 +90,12 @@ export class Chart {
     }
   }
 
+  #colour(name) {
+    return getComputedStyle(this.strip.querySelector(`.ink-${name}`) ?? this.#ink(name)).color
+  }
+
   #colours() {
-    const colour = name => getComputedStyle(this.strip.querySelector(`.ink-${name}`) ?? this.#ink(name)).color
+    const colour = name => this.#colour(name)
     return { line: colour('line'), muted: colour('muted'), main: colour('main'), second: colour('second'), p50: colour('p50'), p95: colour('p95'), bad: colour('bad') }
   }
 
@@ -95,12 +105,6 @@ export class Chart {
     node.hidden = true
     this.strip.append(node)
     return node
-  }
-
-  #inkOf(reason) {
-    const i = reasons.indexOf(reason)
-    const name = `r${(i < 0 ? reasons.length : i) % 8}`
-    return getComputedStyle(this.strip.querySelector(`.ink-${name}`) ?? this.#ink(name)).color
   }
 
   // What became of events in each second, of all pipelines together. A report is spread
@@ -184,7 +188,7 @@ export class Chart {
       let floor = height - 1
       for (const [reason, n] of inOrder(run.second.lost)) {
         const tall = n / most * (height - 12)
-        pen.fillStyle = this.#inkOf(reason)
+        pen.fillStyle = this.#colour(inkOf(reason))
         pen.fillRect(left, floor - tall, wide, tall)
         floor -= tall
       }
@@ -194,7 +198,7 @@ export class Chart {
     lane.now.textContent = this.#progress.length === 0 ? 'no report yet' : count(sum(all))
     const shown = list.slice(0, 4)
     const rest = list.slice(4).reduce((n, one) => n + one[1], 0)
-    keys(lane, [...shown.map(([reason, n]) => [`r${(reasons.indexOf(reason) + 8) % 8}`, `${visible(reason)} ${count(n)}`]), ...(rest ? [['muted', `others ${count(rest)}`]] : [])])
+    keys(lane, [...shown.map(([reason, n]) => [inkOf(reason), `${visible(reason)} ${count(n)}`]), ...(rest ? [['muted', `others ${count(rest)}`]] : [])])
     label(lane, `Events lost in the last five minutes, as the reports say: ${list.map(([reason, n]) => `${visible(reason)} ${n}`).join(', ') || 'none'}`)
   }
 
@@ -251,7 +255,8 @@ function lostIn(one) {
   return counts
 }
 
-const inOrder = counts => [...counts].sort((a, b) => reasons.indexOf(a[0]) - reasons.indexOf(b[0]))
+const placeOf = reason => (reasons.indexOf(reason) + reasons.length + 1) % (reasons.length + 1) // at the end, if it is unknown
+const inOrder = counts => [...counts].sort((a, b) => placeOf(a[0]) - placeOf(b[0]))
 const sum = counts => [...counts.values()].reduce((a, b) => a + b, 0)
 
 /** Seconds in succession of which the same is told are one run: {from, to, value, second}. */

@@ -2,7 +2,7 @@
 
 import { el, put, long, button } from './dom.js'
 import { bytes, clip, clock, count, masked, milliseconds, own, plural, visible } from './text.js'
-import { bytesOf, fields, hex, kindOf, multipart, raster, textOf } from './body.js'
+import { bytesOf, countFields, fields, hex, kindOf, mostParts, multipart, raster, textOf } from './body.js'
 import { lines, member, read } from './json.js'
 import { gapsElsewhere, gapStates, numbers } from './list.js'
 
@@ -143,7 +143,7 @@ export class Detail {
       ...Object.entries(object(data.attributes)).map(([name, value]) => [name, value]),
     ]))
     const query = object(data.url).query
-    if (typeof query === 'string' && query !== '') at('Query', table(['Parameter', 'Value'], fields(query)))
+    if (typeof query === 'string' && query !== '') at('Query', fieldTable('Parameter', query))
     this.#body(at, 'Body', request.body, request.header)
     if (request.cookie) at('Cookies', values('Cookie', request.cookie))
     at('Headers', values('Header', object(request.header)))
@@ -203,7 +203,7 @@ export class Detail {
         } catch (error) {
           return el('div', '', el('p', 'about', `${error.message}, so it is shown as it came.`), pre(text))
         }
-      case 'form': return table(['Field', 'Value'], fields(text))
+      case 'form': return fieldTable('Field', text)
       case 'multipart': return this.#parts(multipart(media, data))
       case 'image': return this.#image(raster(media, data), data, name)
       case 'text': return pre(text)
@@ -213,6 +213,7 @@ export class Detail {
 
   #parts(parts) {
     if (parts.length === 0) return el('p', 'about', 'No part begins in it.')
+    const rest = parts.length === mostParts ? el('p', 'about', `The first ${mostParts} parts are shown.`) : null
     return el('div', '', ...parts.map(part => {
       const head = el('p', 'part')
       put(head.appendChild(el('b')), part.name || '(no name)')
@@ -222,7 +223,7 @@ export class Detail {
       const text = textOf(part.data)
       const image = raster(part.media, part.data)
       return el('div', '', head, image ? this.#image(image, part.data, part.name) : text === null ? dump(part.data) : pre(text))
-    }))
+    }), rest)
   }
 
   #image(type, data, name) {
@@ -310,7 +311,11 @@ function facts(list) {
   return node
 }
 
-function table(names, rows) {
+function fieldTable(name, text) {
+  return table([name, 'Value'], fields(text, mostRows), countFields(text))
+}
+
+function table(names, rows, total = rows.length) {
   const node = el('table', '', el('thead', '', el('tr', '', ...names.map(name => {
     const cell = el('th', '', name)
     cell.scope = 'col'
@@ -320,8 +325,8 @@ function table(names, rows) {
   for (const row of rows.slice(0, mostRows)) {
     body.append(el('tr', '', ...row.map((one, i) => el('td', i === 0 ? 'name' : '', value(String(one))))))
   }
-  if (rows.length > mostRows) {
-    const rest = el('td', 'dim', `and ${count(rows.length - mostRows)} more`)
+  if (total > mostRows) {
+    const rest = el('td', 'dim', `and ${count(total - mostRows)} more`)
     rest.colSpan = names.length
     body.append(el('tr', '', rest))
   }
