@@ -170,9 +170,9 @@ func TestTenThousandEvents(t *testing.T) {
 		if most := 0.08 * float64(best.Frames); best.CPU > most {
 			t.Errorf("%s: scrolling took %.1f s of computing for %d frames at best; want at most %.1f", what, best.CPU, best.Frames, most)
 		}
-		// A task takes a few milliseconds; a list that is made as a whole, a second.
-		if best.Longest > 500 {
-			t.Errorf("%s: the longest task took %.0f ms at best; want at most 500", what, best.Longest)
+		// A task takes milliseconds, and on a machine with much else to do, tenths of a second.
+		if best.Longest > 1000 {
+			t.Errorf("%s: the longest task took %.0f ms at best; want at most 1000", what, best.Longest)
 		}
 		return best
 	}
