@@ -322,7 +322,7 @@ func (b *bench) day() {
 	}
 	// What is seen in the picture.
 	for i := range 13 {
-		b.clock.add(time.Duration(60+r.IntN(120)) * time.Millisecond)
+		b.clock.add(time.Duration(130+r.IntN(120)) * time.Millisecond)
 		switch i {
 		case 3:
 			m.lose("queue_full", false)

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"slices"
 	"testing"
 	"time"
 )
@@ -115,7 +116,7 @@ func TestTheStripSaysWhatHappened(t *testing.T) {
 	b.clock.add(time.Second)
 	p.until(`document.getElementById('rate-now').innerText === '2/s' && document.getElementById('lost-now').innerText === '28'`)
 	after := map[string]lane{
-		"rate":    {"2/s", "delivered, as reported 0.2/s refused", "Events received in each second; now 2, at most 10 in the last five minutes"},
+		"rate":    {"2/s", "delivered 0.2/s, last report refused", "Events received in each second; now 2, at most 10 in the last five minutes"},
 		"lost":    {"28", "network_error 16 queue_full 7 timeout 2 expired 1 others 2", "Events lost in the last five minutes, as the reports say: network_error 16, queue_full 7, timeout 2, expired 1, rejected 1, server_error 1"},
 		"latency": {"4 ms", "median 95 % below 4 ms", "Time from a request to the receipt of its event: median 4 ms, 95 percent below 4 ms"},
 	}
@@ -145,12 +146,12 @@ func TestTheStripSaysWhatHappened(t *testing.T) {
 	}
 	point("rate", 80)
 	says("80 seconds ago", map[string]lane{
-		"rate": {Now: "10/s", Keys: "delivered, as reported 0.3/s refused"}, "lost": {Now: "8", Keys: "queue_full 6 timeout 2"},
+		"rate": {Now: "10/s", Keys: "delivered 0.3/s refused"}, "lost": {Now: "8", Keys: "queue_full 6 timeout 2"},
 		"latency": {Now: "20 ms", Keys: "median 95 % below 20 ms"},
 	})
 	point("latency", 40)
 	says("40 seconds ago", map[string]lane{
-		"rate": {Now: "5/s", Keys: "delivered, as reported 0.2/s refused"}, "lost": {Now: "20", Keys: "network_error 16 queue_full 1 expired 1 rejected 1 others 1"},
+		"rate": {Now: "5/s", Keys: "delivered 0.2/s refused"}, "lost": {Now: "20", Keys: "network_error 16 queue_full 1 expired 1 rejected 1 others 1"},
 		"latency": {Now: "30 ms", Keys: "median 95 % below 500 ms"},
 	})
 	point("lost", 10)
@@ -223,9 +224,50 @@ func TestTheStripOfTwoMirrors(t *testing.T) {
 			t.Errorf("%s: %s reaches %.2f of the height %g seconds ago; want %.2f", tc.lane, tc.colour, got, tc.ago, tc.want)
 		}
 	}
-	if got, want := p.lane("rate").Keys, "delivered, as reported 3/s"; got != want {
+	if got, want := p.lane("rate").Keys, "delivered 3/s, last report"; got != want {
 		t.Errorf("got %q; want %q", got, want)
 	}
+}
+
+// Numbers say which time they are of.
+func TestTheStripSaysOfWhen(t *testing.T) {
+	b := newBench(t, nil)
+	p, _ := b.open(t, 1280, 800, false)
+	p.until(`document.getElementById('lost-now').innerText !== ''`)
+	says := func(when string, want ...string) {
+		t.Helper()
+		got := eval[[]string](p, `['rate', 'lost', 'latency'].map(name => ['now', 'of'].map(what => document.getElementById(name + '-' + what).innerText.trim()).join(' ').trim())`)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: got %q; want %q", when, got, want)
+		}
+	}
+	for _, got := range eval[[]string](p, `[...document.querySelectorAll('.lane .axis')].map(one => one.innerText.replace(/\s+/g, ' '))`) {
+		if got != "5 min ago now" {
+			t.Errorf("under a chart: got %q; want 5 min ago and now", got)
+		}
+	}
+	says("at first", "0/s last second", "no report yet", "–")
+	m := newMirror(b.clock.now())
+	b.deliver(m.report(b.clock.now()))
+	b.deliver(m.request(b.clock.now(), "/"))
+	m.lose("timeout", true)
+	b.clock.add(20 * time.Second)
+	b.deliver(m.report(b.clock.now()))
+	b.clock.add(10 * time.Second)
+	p.until(`document.getElementById('lost-now').innerText === '1'`)
+	says("afterwards", "0/s last second", "1 in 5 min", "0 ms 30 s ago")
+	point := func(ago float64) {
+		t.Helper()
+		eval[bool](p, fmt.Sprintf(`(() => {
+			const canvas = document.querySelector('#lane-rate canvas')
+			const { left, width } = canvas.getBoundingClientRect()
+			return canvas.dispatchEvent(new PointerEvent('pointermove', { clientX: left + (300 - %g + 0.25) / 300 * width }))
+		})()`, ago))
+	}
+	point(30)
+	says("30 seconds ago", "1/s 30 s ago", "1 in 20 s", "0 ms 30 s ago")
+	point(5)
+	says("5 seconds ago", "0/s 5 s ago", "0 5 s ago", "– 5 s ago")
 }
 
 // After a day of a site, all three charts are drawn, and say in numbers what is drawn.
@@ -238,11 +280,11 @@ func TestTheStripOfADay(t *testing.T) {
 	for _, tc := range []struct {
 		name string
 		want lane
-		inks map[string]int // with how many of the last 30 times ten seconds they are in; the last report came in the newest of these, and is not of all of it
+		inks map[string]int // with how many of the last 30 times ten seconds they are in; the last report came in the newest of these, and is not of all of it; where all events took as long, the median is drawn over the rest
 	}{
-		{"rate", lane{"5/s", "delivered, as reported 7.1/s", "Events received in each second; now 5, at most 16 in the last five minutes"}, map[string]int{"main": 30, "second": 29, "bad": 0}},
+		{"rate", lane{"3/s", "delivered 5.9/s, last report", "Events received in each second; now 3, at most 16 in the last five minutes"}, map[string]int{"main": 30, "second": 29, "bad": 0}},
 		{"lost", lane{"385", "queue_full 307 timeout 78", "Events lost in the last five minutes, as the reports say: queue_full 307, timeout 78"}, map[string]int{"r0": 7, "r2": 7, "r1": 0}},
-		{"latency", lane{"3 ms", "median 95 % below 6 ms", "Time from a request to the receipt of its event: median 3 ms, 95 percent below 6 ms"}, map[string]int{"p50": 30, "p95": 30}},
+		{"latency", lane{"4 ms", "median 95 % below 6 ms", "Time from a request to the receipt of its event: median 4 ms, 95 percent below 6 ms"}, map[string]int{"p50": 30, "p95": 28}},
 	} {
 		if got := p.lane(tc.name); got != tc.want {
 			t.Errorf("%s: got %+v; want %+v", tc.name, got, tc.want)

@@ -288,10 +288,10 @@ function readFilter() {
   refresh()
 }
 
-const themes = { auto: 'Auto', light: 'Light', dark: 'Dark' }
+const themes = { auto: 'auto', light: 'light', dark: 'dark' }
 
 function showTheme() {
-  $('theme').textContent = themes[document.documentElement.dataset.theme ?? 'auto']
+  $('theme').textContent = `Colours: ${themes[document.documentElement.dataset.theme ?? 'auto']}`
 }
 
 function nextTheme() {

@@ -39,7 +39,7 @@ export class Chart {
         this.#at = null
         this.draw()
       })
-      return { name, canvas, now: $(`${name}-now`), keys: $(`${name}-keys`) }
+      return { name, canvas, now: $(`${name}-now`), of: $(`${name}-of`), keys: $(`${name}-keys`) }
     })
     matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => this.draw())
     this.strip = strip
@@ -168,16 +168,22 @@ export class Chart {
     const point = this.#points.get(at)
     const rate = this.#at === null ? delivered.at(-1) : delivered.find(run => run.from <= at && at < run.to)
     lane.now.textContent = `${count(point?.events ?? 0)}/s`
-    keys(lane, [['second', `delivered, as reported${rate ? ` ${decimal(rate.value)}/s` : ''}`], ...(this.#any('refused') ? [['bad', 'refused']] : [])])
+    lane.of.textContent = ago(end - at)
+    const reported = rate ? `delivered ${decimal(rate.value)}/s${this.#at === null ? ', last report' : ''}` : 'delivered, as reported'
+    keys(lane, [['second', reported], ...(this.#any('refused') ? [['bad', 'refused']] : [])])
     label(lane, `Events received in each second; now ${point?.events ?? 0}, at most ${decimal(most)} in the last five minutes`)
   }
 
   // Lost: what each report has more than the one before, over the time between them.
-  _lost(lane, pen, { x, height, colours }, told) {
+  _lost(lane, pen, { x, height, end, colours }, told) {
     const at = this.#at
     const all = new Map()
+    let from = Infinity
+    let to = 0
     for (const one of this.#progress) {
       if (at !== null && (at < Math.floor(one.from / 1000) || at >= one.to / 1000)) continue
+      from = Math.min(from, one.from)
+      to = Math.max(to, one.to)
       for (const [reason, n] of lostIn(one)) all.set(reason, (all.get(reason) ?? 0) + n)
     }
     let most = 0
@@ -196,6 +202,9 @@ export class Chart {
     if (most > 0) this.#most(pen, most, `${decimal(most)}/s`, colours)
     const list = [...all].sort((a, b) => b[1] - a[1])
     lane.now.textContent = this.#progress.length === 0 ? 'no report yet' : count(sum(all))
+    if (this.#progress.length === 0) lane.of.textContent = ''
+    else if (at === null) lane.of.textContent = `in ${span / 60} min`
+    else lane.of.textContent = to > 0 ? `in ${milliseconds(Math.max(to - from, 1000)).replace('.0', '')}` : ago(end - at)
     const shown = list.slice(0, 4)
     const rest = list.slice(4).reduce((n, one) => n + one[1], 0)
     keys(lane, [...shown.map(([reason, n]) => [inkOf(reason), `${visible(reason)} ${count(n)}`]), ...(rest ? [['muted', `others ${count(rest)}`]] : [])])
@@ -229,6 +238,7 @@ export class Chart {
     const point = this.#at === null ? points.at(-1) : this.#points.get(this.#at)
     const known = point?.p50 !== undefined
     lane.now.textContent = known ? milliseconds(point.p50) : '–'
+    lane.of.textContent = known ? ago(end - point.at) : this.#at === null ? '' : ago(end - this.#at)
     keys(lane, [['p50', 'median'], ['p95', `95 % below${known ? ` ${milliseconds(point.p95)}` : ''}`]])
     label(lane, `Time from a request to the receipt of its event${known ? `: median ${milliseconds(point.p50)}, 95 percent below ${milliseconds(point.p95)}` : ''}`)
   }
@@ -271,6 +281,7 @@ function runs(seconds, valueOf) {
   return list
 }
 
+const ago = seconds => seconds <= 1 ? 'last second' : `${seconds} s ago`
 const decimal = n => n < 9.95 ? String(Number(n.toFixed(1))) : count(Math.round(n))
 
 // Only what changed is written: this happens every second.
