@@ -202,6 +202,8 @@ func (ss *streams) report(k key, row uint64, at time.Time, r *report) (progress,
 	}
 	w := window{from: last.number, to: r.number, row: row, at: at, dropped: increase(last.Dropped, r.Dropped), failed: increase(last.Failed, r.Failed)}
 	p := progress{Pipeline: s.id, From: s.lastAt.UnixMilli(), To: at.UnixMilli(), Delivered: r.Delivered - last.Delivered, Dropped: w.dropped, Failed: w.failed}
+	// What was forgotten before it was reported has lower numbers than what comes now.
+	w.forgotten, s.early = s.early, 0
 	first := s.last == nil
 	s.last, s.lastAt, s.lastRow = r, at, row
 	if first {
@@ -211,8 +213,6 @@ func (ss *streams) report(k key, row uint64, at time.Time, r *report) (progress,
 		}
 		p.From = max(ss.began.UnixMilli(), p.To-time.Minute.Milliseconds())
 	}
-	// What was forgotten before it was reported has lower numbers than what comes now.
-	w.forgotten, s.early = s.early, 0
 	s.windows = append(s.windows, w)
 	if len(s.windows) > maxWindows {
 		s.windows[1] = together(s.windows[0], s.windows[1])

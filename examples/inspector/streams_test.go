@@ -190,6 +190,24 @@ func TestGapsBeforeWhatIsKeptAreCounted(t *testing.T) {
 	if want := (sums{missing: 2, open: 2, forgotten: 1, listed: 1}); count() != want || told(got) != "4-4 before 3 unexplained timeout:1 among 2 of 1-5" {
 		t.Errorf("got %+v, %s; want %+v, and that it is not explained", count(), told(got), want)
 	}
+	// Of an older pipeline, the first report cannot tell, and the second is not of what is
+	// forgotten before it.
+	b = newBench(t, func(s *settings) { s.keep = 4 })
+	m = newMirror(b.clock.now().Add(-time.Hour))
+	request()
+	m.lose("timeout", true)
+	for range 5 {
+		request()
+	}
+	b.deliver(m.report(b.clock.now()))
+	m.lose("queue_full", false)
+	request()
+	b.deliver(m.report(b.clock.now()))
+	b.clock.add(time.Minute)
+	got = b.gaps()
+	if want := (sums{missing: 2, open: 1, forgotten: 1, listed: 1}); count() != want || told(got) != "8-8 before 8 explained queue_full:1" {
+		t.Errorf("an older pipeline: got %+v, %s; want %+v, and that it is explained", count(), told(got), want)
+	}
 	b.kept.clear(b.clock.now())
 	if got = b.gaps(); got.Missing != 0 || got.Forgotten != 0 {
 		t.Errorf("when it was cleared: got %d missing, %d forgotten", got.Missing, got.Forgotten)

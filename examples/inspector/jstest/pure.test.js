@@ -8,7 +8,7 @@ import { bytes, clip, count, masked, milliseconds, parts, plural, visible } from
 import { lines, member, read } from '../page/json.js'
 import { bytesOf, countFields, fields, hex, kindOf, mediaOf, multipart, raster, short, textOf } from '../page/body.js'
 import { curl, quote, urlOf } from '../page/curl.js'
-import { inkOf } from '../page/chart.js'
+import { inkOf, told } from '../page/chart.js'
 import { matches, placeOf, shown } from '../page/filter.js'
 
 const encode = text => new TextEncoder().encode(text)
@@ -262,6 +262,19 @@ test('each reason has a colour of its own', () => {
   assert.ok(!colours.includes(undefined), colours.join('\n'))
   assert.equal(inkOf('of a later version'), 'muted')
   assert.equal(inkOf('toString'), 'muted')
+})
+
+test('reports are spread over their seconds, and added up', () => {
+  const one = (pipeline, from, to, delivered, lost = {}) => ({ pipeline, from: from * 1000, to: to * 1000, delivered, dropped: lost })
+  const { seconds, until } = told([one(1, 1000, 1010, 20), one(2, 1004, 1006, 8, { memory: 4 }), one(1, 1010, 1010.5, 3), one(3, 700, 701, 5)], 1011000)
+  const at = second => seconds.find(one => one[0] === second)?.[1]
+  assert.deepEqual([1003, 1004, 1005, 1006, 1010].map(second => at(second).delivered), [2, 6, 6, 2, 3])
+  assert.deepEqual([1003, 1004, 1006].map(second => at(second).lost.get('memory')), [undefined, 2, undefined])
+  assert.equal(at(700), undefined) // more than five minutes ago
+  assert.equal(until, 1006) // the second pipeline's last report; the third has ended
+  // After a long pause, one report may be of a year.
+  const got = cpu(() => told(Array.from({ length: 3000 }, (_, i) => one(i, 0, 365 * 86400, 1, { timeout: 1 })), 365 * 86400e3))
+  assert.ok(got < 2, `got ${got} seconds of computing; want at most 2`)
 })
 
 test('rows are filtered', () => {

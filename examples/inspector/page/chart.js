@@ -20,6 +20,7 @@ export function inkOf(reason) {
 export class Chart {
   #points = new Map() // by second
   #progress = []
+  #told = told([], 0)
   #now = 0
   #at = null // second under the pointer
   #lanes
@@ -48,6 +49,7 @@ export class Chart {
   clear() {
     this.#points.clear()
     this.#progress = []
+    this.#told = told([], 0)
   }
 
   add(pulse) {
@@ -57,6 +59,7 @@ export class Chart {
     const oldest = Math.floor(pulse.now / 1000) - span - 1
     for (const at of this.#points.keys()) if (at < oldest) this.#points.delete(at)
     this.#progress = this.#progress.filter(one => one.to / 1000 >= oldest)
+    this.#told = told(this.#progress, this.#now)
     this.draw()
   }
 
@@ -64,7 +67,6 @@ export class Chart {
     if (!this.#now) return
     const end = Math.floor(this.#now / 1000)
     const colours = this.#colours()
-    const told = this.#told()
     for (const lane of this.#lanes) {
       const { canvas } = lane
       const width = canvas.clientWidth
@@ -82,7 +84,7 @@ export class Chart {
       pen.fillStyle = colours.line
       for (let minute = 1; minute < span / 60; minute++) pen.fillRect(Math.round(x(end - minute * 60)), 0, 1, height)
       pen.fillRect(0, height - 1, width, 1)
-      this[`_${lane.name}`](lane, pen, { x, width, height, end, colours }, told)
+      this[`_${lane.name}`](lane, pen, { x, width, height, end, colours }, this.#told)
       if (this.#at !== null) {
         pen.fillStyle = colours.muted
         pen.fillRect(Math.round(x(this.#at + 0.5)), 0, 1, height)
@@ -107,38 +109,10 @@ export class Chart {
     return node
   }
 
-  // What became of events in each second, of all pipelines together. A report is spread
-  // evenly over the time since the one before.
-  #told() {
-    const seconds = new Map() // to { delivered, lost: by reason }
-    const pipelines = new Map() // to the last report of each
-    for (const one of this.#progress) {
-      const last = pipelines.get(one.pipeline)
-      if (!last || one.to > last.to) pipelines.set(one.pipeline, one)
-      const lost = lostIn(one)
-      const from = Math.min(one.from, one.to - 1) / 1000
-      const to = one.to / 1000
-      for (let at = Math.floor(from); at < to; at++) {
-        const part = (Math.min(at + 1, to) - Math.max(at, from)) / (to - from)
-        let second = seconds.get(at)
-        if (!second) seconds.set(at, second = { delivered: 0, lost: new Map() })
-        second.delivered += one.delivered * part
-        for (const [reason, n] of lost) second.lost.set(reason, (second.lost.get(reason) ?? 0) + n * part)
-      }
-    }
-    // While one pipeline is yet to report on a second, less is known of it than happened.
-    // One that has not reported for twice as long as before has ended.
-    let until = Infinity
-    for (const { from, to } of pipelines.values()) {
-      if (this.#now - to <= 2 * (to - from) + 2000) until = Math.min(until, Math.floor(to / 1000))
-    }
-    return { seconds: [...seconds].sort((a, b) => a[0] - b[0]), until }
-  }
-
   // Rate: events of each second as an area; a line, what the reports say was delivered.
-  _rate(lane, pen, { x, width, height, end, colours }, told) {
+  _rate(lane, pen, { x, width, height, end, colours }, { seconds, until }) {
     const at = this.#at ?? end - 1
-    const delivered = runs(told.seconds.filter(([at]) => at < told.until), second => second.delivered)
+    const delivered = runs(seconds.filter(([at]) => at < until), second => second.delivered)
     let most = 1
     for (const point of this.#points.values()) most = Math.max(most, point.events)
     for (const run of delivered) most = Math.max(most, run.value)
@@ -175,7 +149,7 @@ export class Chart {
   }
 
   // Lost: what each report has more than the one before, over the time between them.
-  _lost(lane, pen, { x, height, end, colours }, told) {
+  _lost(lane, pen, { x, height, end, colours }, { seconds }) {
     const at = this.#at
     const all = new Map()
     let from = Infinity
@@ -187,8 +161,8 @@ export class Chart {
       for (const [reason, n] of lostIn(one)) all.set(reason, (all.get(reason) ?? 0) + n)
     }
     let most = 0
-    for (const [, { lost }] of told.seconds) most = Math.max(most, sum(lost))
-    for (const run of runs(told.seconds, second => JSON.stringify(inOrder(second.lost).map(([reason, n]) => [reason, Number(n.toFixed(6))])))) {
+    for (const [, { lost }] of seconds) most = Math.max(most, sum(lost))
+    for (const run of runs(seconds, second => JSON.stringify(inOrder(second.lost).map(([reason, n]) => [reason, Number(n.toFixed(6))])))) {
       const left = Math.round(x(run.from))
       const wide = Math.max(Math.round(x(run.to)) - left, 1)
       let floor = height - 1
@@ -282,6 +256,38 @@ function runs(seconds, valueOf) {
 }
 
 const ago = seconds => seconds <= 1 ? 'last second' : `${seconds} s ago`
+
+/**
+ * What became of events in each of the last seconds, of all pipelines together. A report
+ * is spread evenly over the time since the one before.
+ */
+export function told(progress, now) {
+  const seconds = new Map() // to { delivered, lost: by reason }
+  const oldest = Math.floor(now / 1000) - span
+  const pipelines = new Map() // to the last report of each
+  for (const one of progress) {
+    const last = pipelines.get(one.pipeline)
+    if (!last || one.to > last.to) pipelines.set(one.pipeline, one)
+    const lost = lostIn(one)
+    const from = Math.min(one.from, one.to - 1) / 1000
+    const to = one.to / 1000
+    for (let at = Math.max(Math.floor(from), oldest); at < to; at++) {
+      const part = (Math.min(at + 1, to) - Math.max(at, from)) / (to - from)
+      let second = seconds.get(at)
+      if (!second) seconds.set(at, second = { delivered: 0, lost: new Map() })
+      second.delivered += one.delivered * part
+      for (const [reason, n] of lost) second.lost.set(reason, (second.lost.get(reason) ?? 0) + n * part)
+    }
+  }
+  // While one pipeline is yet to report on a second, less is known of it than happened.
+  // One that has not reported for twice as long as before has ended.
+  let until = Infinity
+  for (const { from, to } of pipelines.values()) {
+    if (now - to <= 2 * (to - from) + 2000) until = Math.min(until, Math.floor(to / 1000))
+  }
+  return { seconds: [...seconds].sort((a, b) => a[0] - b[0]), until }
+}
+
 const decimal = n => n < 9.95 ? String(Number(n.toFixed(1))) : count(Math.round(n))
 
 // Only what changed is written: this happens every second.
