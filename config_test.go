@@ -205,6 +205,54 @@ func TestNamesCountWithoutRegardToCase(t *testing.T) {
 	}
 }
 
+// Which of both counted would differ from one reload to the next.
+func TestAnOptionThatIsGivenTwiceIsAProblem(t *testing.T) {
+	const wanted = ": given twice, want each option once, whatever its case"
+	for _, c := range []struct {
+		name    string
+		written *Config
+		want    []string
+		unknown []string
+	}{
+		{"an option", &Config{QueueSize: 5, Rest: map[string]interface{}{"QUEUESIZE": 7}}, []string{"queueSize" + wanted}, nil},
+		{"in the same words", &Config{Workers: 4, Rest: map[string]interface{}{"Workers": 4}}, []string{"workers" + wanted}, nil},
+		{"a part of a section", &Config{Retry: map[string]interface{}{"attempts": 3, "Attempts": 7}}, []string{"retry.attempts" + wanted}, nil},
+		{"three times", &Config{Retry: map[string]interface{}{"attempts": 3, "Attempts": 3, "ATTEMPTS": 3}}, []string{"retry.attempts" + wanted}, nil},
+		{"in two sections", &Config{Retry: map[string]interface{}{"attempts": 3}, Rest: map[string]interface{}{"RETRY": map[string]interface{}{"attempts": 3}}}, []string{"retry.attempts" + wanted}, nil},
+		{"with its section and without", &Config{Retry: map[string]interface{}{"attempts": 3}, Rest: map[string]interface{}{"retry.attempts": 7}}, []string{"retry.attempts" + wanted}, nil},
+		{"a map", &Config{Attributes: map[string]interface{}{"a": "b"}, Rest: map[string]interface{}{"ATTRIBUTES": map[string]interface{}{"a": "c"}}}, []string{"attributes" + wanted}, nil},
+		{"the switch", &Config{Enabled: false, Rest: map[string]interface{}{"ENABLED": true}}, []string{"enabled" + wanted}, nil},
+		{"an unknown one", &Config{Rest: map[string]interface{}{"zzzzzzzz": 1, "ZZZZZZZZ": 2}}, nil, []string{"ZZZZZZZZ: unknown option"}},
+		{"a null", &Config{QueueSize: nil, Rest: map[string]interface{}{"QUEUESIZE": 7}}, nil, nil},
+		{"two sections without the same part", &Config{Retry: map[string]interface{}{"attempts": 7}, Rest: map[string]interface{}{"RETRY": map[string]interface{}{"maxInterval": "1s"}}}, nil, nil},
+		{"no section but in other case", &Config{Rest: map[string]interface{}{"RETRY": map[string]interface{}{"Attempts": 7}}}, nil, nil},
+		{"names that the user makes up", &Config{Attributes: map[string]interface{}{"a": "b", "A": "c"}}, nil, nil},
+	} {
+		for i := 0; i < 20; i++ { // as the order of a map differs each time
+			c.written.WatchURL = "http://receiver.test/events"
+			_, problems, unknown := readSettings(c.written, "m")
+			if strings.Join(problems, "\n") != strings.Join(c.want, "\n") || strings.Join(unknown, "\n") != strings.Join(c.unknown, "\n") {
+				t.Errorf("%s: got problems %q, unknown %q; want %q, %q", c.name, problems, unknown, c.want, c.unknown)
+				break
+			}
+		}
+	}
+}
+
+// The switches have no value then, so that a mistake cannot open what it is to guard.
+func TestASwitchThatIsGivenTwiceIsNotTurned(t *testing.T) {
+	reject := map[string]interface{}{"secrets": "a", "onFailure": "skip", "ONFAILURE": "reject"}
+	for i := 0; i < 20; i++ {
+		set, _, _ := readSettings(&Config{Enabled: false, Strict: true, Rest: map[string]interface{}{"ENABLED": true, "STRICT": false}}, "m")
+		if !set.enabled || set.strict {
+			t.Errorf("got enabled %v, strict %v; want the defaults, true and false", set.enabled, set.strict)
+		}
+		if set, _, _ := readSettings(&Config{WatchURL: "http://receiver.test", Authenticate: reject}, "m"); !set.strict {
+			t.Error("authenticate.onFailure: got a configuration that is not strict; want a strict one, as it may have been reject")
+		}
+	}
+}
+
 // Every wrong shape of every option that may hold a secret.
 func TestSecretsAreNeverShown(t *testing.T) {
 	const secret = "s3cr3t"

@@ -16,6 +16,7 @@ import (
 type reader struct {
 	values   map[string]interface{} // as written; sections are inlined: "retry.attempts"
 	names    map[string]string      // path in lower case → path as written
+	twice    map[string]bool        // paths in lower case that were written more than once
 	known    []knownOption
 	opened   []string // sections that were written, with a dot
 	problems []string
@@ -35,7 +36,7 @@ type knownOption struct {
 var sections = []string{"headers", "queryParameters", "batch", "retry", "circuitBreaker", "tls", "authenticate"}
 
 func newReader(config *Config) *reader {
-	r := &reader{values: map[string]interface{}{}, names: map[string]string{}, files: map[string]string{}}
+	r := &reader{values: map[string]interface{}{}, names: map[string]string{}, twice: map[string]bool{}, files: map[string]string{}}
 	for name, value := range config.written() {
 		r.write(name, value)
 	}
@@ -50,13 +51,28 @@ func (r *reader) write(path string, value interface{}) {
 		return
 	}
 	for _, section := range sections {
-		if path == section {
-			r.writeSection(path, value)
+		if strings.EqualFold(path, section) {
+			r.writeSection(section, value)
 			return
 		}
 	}
+	r.note(path, value)
+}
+
+// note keeps what was written for an option. Traefik's decoder puts one of two that
+// differ in case only into the field of the option, whichever comes first, and the other
+// one into Rest.
+func (r *reader) note(path string, value interface{}) {
+	key := strings.ToLower(path)
+	before, ok := r.names[key]
+	if ok {
+		r.twice[key] = true
+		if before < path {
+			path = before // so that messages are the same each time
+		}
+	}
 	r.values[path] = value
-	r.names[strings.ToLower(path)] = path
+	r.names[key] = path
 }
 
 func (r *reader) writeSection(path string, value interface{}) {
@@ -69,8 +85,7 @@ func (r *reader) writeSection(path string, value interface{}) {
 	for _, key := range v.MapKeys() {
 		full := path + "." + fmt.Sprint(key.Interface())
 		if item := v.MapIndex(key).Interface(); item != nil {
-			r.values[full] = item
-			r.names[strings.ToLower(full)] = full
+			r.note(full, item)
 		}
 	}
 }
@@ -95,14 +110,20 @@ func printable(name string) string {
 }
 
 // value is what was written for an option; names count without regard to case, as
-// Traefik's decoder has it.
+// Traefik's decoder has it. An option that was written twice has none: which of both
+// counted would differ from one reload to the next.
 func (r *reader) value(path, standard string) (interface{}, bool) {
 	r.known = append(r.known, knownOption{path, standard})
-	name, ok := r.names[strings.ToLower(path)]
+	key := strings.ToLower(path)
+	name, ok := r.names[key]
 	if !ok {
 		return nil, false
 	}
-	delete(r.names, strings.ToLower(path))
+	delete(r.names, key)
+	if r.twice[key] {
+		r.problem(path, "given twice", "each option once, whatever its case")
+		return nil, false
+	}
 	return r.values[name], true
 }
 
