@@ -36,6 +36,7 @@ type Plugin struct {
 	Reserved []string // headers that customRequestHeaders may not have
 	Secrets  []string // options whose values are never shown
 	Origin   string   // expression that requestOrigin matches
+	Wanted   []string // what problems want, or how that begins, as far as it is constant
 }
 
 // wrappers are the functions that read the option of their argument, by the method
@@ -78,6 +79,12 @@ func Read(dir string) (*Plugin, error) {
 		for _, decl := range file.Decls {
 			s.declaration(decl)
 		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			if call, ok := n.(*ast.CallExpr); ok {
+				s.problem(call)
+			}
+			return true
+		})
 	}
 	if len(s.problems) > 0 {
 		return nil, fmt.Errorf("options of the plugin:\n  %s", strings.Join(s.problems, "\n  "))
@@ -197,6 +204,41 @@ func (s *source) call(call *ast.CallExpr) {
 		o.Words = s.texts(args[2:])
 	}
 	s.plugin.Options = append(s.plugin.Options, o)
+}
+
+// problem takes what is wanted instead, of a call that notes a problem.
+func (s *source) problem(call *ast.CallExpr) {
+	name := ""
+	switch f := call.Fun.(type) {
+	case *ast.SelectorExpr:
+		name = f.Sel.Name
+	case *ast.Ident:
+		name = f.Name
+	}
+	if name != "problem" && name != "refuse" {
+		return
+	}
+	last := call.Args[len(call.Args)-1]
+	for {
+		if v := s.info.Types[last].Value; v != nil && v.Kind() == constant.String {
+			text, _, _ := strings.Cut(constant.StringVal(v), "%")
+			if !slices.Contains(s.plugin.Wanted, text) {
+				s.plugin.Wanted = append(s.plugin.Wanted, text)
+			}
+			return
+		}
+		switch e := last.(type) {
+		case *ast.BinaryExpr: // what is added to it differs
+			last = e.X
+		case *ast.CallExpr: // of fmt.Sprintf
+			if len(e.Args) == 0 {
+				return
+			}
+			last = e.Args[0]
+		default:
+			return
+		}
+	}
 }
 
 func (s *source) texts(list []ast.Expr) []string {

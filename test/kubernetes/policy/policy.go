@@ -37,13 +37,13 @@ var forms = map[string]form{
 	"authenticate.header":  {"^" + tchars + "$", "the name of a header"},
 	"authenticate.secrets": {"^(?s:.+)$", "a secret"},
 	"requestID":            {"^(" + tchars + ")?$", "the name of a header"},
-	"metricsPath":          {"^(/.*)?$", "a path such as /metrics"},
+	"metricsPath":          {"^(/(?s:.*))?$", "a path such as /metrics"},
 	"methods":              {"^" + tchars + "$", "an HTTP method"},
 	"cookieNames":          {"", ""},
 	"bodyContentTypes":     {"", ""},
-	"redactBodyFields":     {"", ""},
+	"redactBodyFields":     {`[\pL\p{Nd}]`, "a name with a letter or digit in it"},
 	// 24 to 64 bytes: 8 to 21 quads, or with a shorter one at the end.
-	"signingSecrets": {"^(file:.+|whsec_((" + quad + "){8,21}|(" + quad + "){8,20}" + triple + "|(" + quad + "){8,21}" + double + "))$",
+	"signingSecrets": {"^(file:.*|whsec_((" + quad + "){8,21}|(" + quad + "){8,20}" + triple + "|(" + quad + "){8,21}" + double + "))$",
 		"whsec_ and the base64 of 24 to 64 bytes"},
 	// What is in code there, and in the template here.
 	"requestOrigin": {},
