@@ -11,6 +11,7 @@ programs=(etcd kube-apiserver kubectl)
 
 say() { printf 'kubernetes: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
+. ./progress.sh
 
 command -v go >/dev/null || die "go is not installed; it is needed to build Kubernetes"
 
@@ -65,34 +66,15 @@ mkdir -p bin
 # To a name of its own first, so that an interrupted build never looks like a
 # finished one and two builds at once do not write to the same file.
 tmp=$(mktemp -d bin/.build-XXXXXX)
-build=
-cleanup() {
-	if [ -n "$build" ] && kill -0 "$build" 2>/dev/null; then kill "$build" 2>/dev/null || true; fi
-	rm -rf "$tmp"
-}
-trap cleanup EXIT
+trap 'abandon; rm -rf "$tmp"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# compile NAME LDFLAGS PACKAGE builds a program and says that it is still alive.
-compile() {
-	go build -mod=readonly -ldflags "-s -w $2" -o "$tmp/$1" "$3" >&2 &
-	build=$!
-	while kill -0 "$build" 2>/dev/null; do
-		# The end of the build cuts the wait for a heartbeat short.
-		sleep 1
-		if [ $((SECONDS - started)) -ge "$next" ]; then
-			say "still building $1, $((SECONDS - started)) s"
-			next=$((next + 15))
-		fi
-	done
-	wait "$build" || die "the build of $1 failed, see above"
-	build=
-}
+# compile NAME LDFLAGS PACKAGE builds a program.
+compile() { attend "$1" go build -mod=readonly -ldflags "-s -w $2" -o "$tmp/$1" "$3"; }
 
 say "building ${missing[*]} $version; a first build takes 3 to 9 minutes on two cores and downloads 600 MB, later runs skip it"
 started=$SECONDS
-next=15
 mkdir -p "$bin"
 # Without a version of its own the server does not know which ones it can emulate.
 stamp="-X k8s.io/component-base/version.gitVersion=$version"

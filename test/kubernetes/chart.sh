@@ -15,6 +15,7 @@ commit=a8a66d0098703627b2cf352c66b1725c196a734a
 
 say() { printf 'kubernetes: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
+. ./progress.sh
 
 helm=$(sed -n 's/^require helm\.sh\/helm\/v3 \(v[0-9.]*\).*/\1/p; s/^[[:space:]]*helm\.sh\/helm\/v3 \(v[0-9.]*\).*/\1/p' helm/go.mod)
 [ -n "$helm" ] || die "no version of Helm in helm/go.mod"
@@ -27,7 +28,9 @@ fi
 
 mkdir -p bin
 tmp=$(mktemp -d bin/.chart-XXXXXX)
-trap 'rm -rf "$tmp"' EXIT
+trap 'abandon; rm -rf "$tmp"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 if [ ! -d "$chart" ]; then
 	# A commit is named by its content, so that no other can come in its place.
 	git init -q --bare "$tmp/git"
@@ -43,7 +46,7 @@ if [ ! -d "$chart" ]; then
 	say "took Traefik's chart $version"
 fi
 say "building Helm $helm; the first build takes 2 to 5 minutes on two cores, later runs skip it"
-(cd helm && go build -mod=readonly -ldflags "-s -w" -o "../$tmp/helm" helm.sh/helm/v3/cmd/helm) >&2 || die "the build of Helm failed, see above"
+attend Helm go -C helm build -mod=readonly -ldflags "-s -w" -o "$PWD/$tmp/helm" helm.sh/helm/v3/cmd/helm
 "$tmp/helm" version >/dev/null || die "the Helm that was built does not start"
 mv "$tmp/helm" "$program"
 printf '%s\n' "$chart" "$program"
