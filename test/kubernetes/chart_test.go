@@ -13,9 +13,11 @@ import (
 	"sync"
 	"testing"
 
+	apps "k8s.io/api/apps/v1"
 	core "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 )
@@ -197,6 +199,104 @@ func TestTheChartTakesTheValues(t *testing.T) {
 				return strings.Contains(receiver.log.String(), ` POST /by-chart from 127.0.0.1, 6 bytes "a body"`), receiver.log.String()
 			})
 		})
+	}
+}
+
+// chartCommands are those of Helm on the page, for the chart that is here. Traefik's own
+// resources are there already.
+func chartCommands(t *testing.T) []string {
+	t.Helper()
+	var list []string
+	for _, block := range blocks(page(t, "how-to/install-on-kubernetes.md"), "sh") {
+		for _, line := range strings.Split(strings.TrimSpace(block), "\n") {
+			if strings.HasPrefix(line, "helm ") {
+				list = append(list, strings.Replace(line, " traefik/traefik ", " '"+os.Getenv("HELM_CHART")+"' ", 1)+" --skip-crds")
+			}
+		}
+	}
+	if len(list) != 3 {
+		t.Fatalf("got %q; want 3 commands", list)
+	}
+	return list
+}
+
+// TestTheCommandsOfHelmKeepWhatARunningTraefikHas runs those of the page for a release that
+// has values of its own, which Helm drops if it is not told otherwise, and one where there
+// is no release.
+func TestTheCommandsOfHelmKeepWhatARunningTraefikHas(t *testing.T) {
+	t.Parallel()
+	if len(renderValues(t)) == 0 {
+		t.Skip("NOT TESTED: the commands of Helm, as " + noChart)
+	}
+	c := policed(t) // no other test has a Traefik there
+	dir, home := repository(t), t.TempDir()
+	config, err := c.kubeconfig(home)
+	if err == nil {
+		err = os.Symlink(os.Getenv("HELM_BIN"), filepath.Join(home, "helm"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := func(line string) {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), "bash", "-e", "-o", "pipefail", "-c", line)
+		cmd.Dir, cmd.Env = dir, []string{"PATH=" + home + ":" + os.Getenv("PATH"), "KUBECONFIG=" + config, "HOME=" + home}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", line, err, out)
+		}
+	}
+	traefik := func() (*apps.Deployment, string) {
+		t.Helper()
+		d, err := c.client.AppsV1().Deployments("traefik").Get(t.Context(), "traefik", meta.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ways []string
+		for _, way := range []string{"plugins", "localPlugins"} {
+			if slices.Contains(d.Spec.Template.Spec.Containers[0].Args, "--experimental."+way+".requestmirror.moduleName=github.com/opencommit/requestmirror") {
+				ways = append(ways, way)
+			}
+		}
+		return d, strings.Join(ways, "+")
+	}
+	run("examples/kubernetes/plugin-source.sh helm > plugin-values.yaml")
+	commands := chartCommands(t)
+	run(commands[0])
+	if _, way := traefik(); way != "plugins" {
+		t.Errorf("%s, where no release is: got the plugin in %q; want it in plugins", commands[0], way)
+	}
+	// To another way, which the chart must not mix with the first one.
+	const out = "--set experimental.plugins.requestmirror=null"
+	run(commands[1] + " " + out)
+	d, way := traefik()
+	if way != "localPlugins" {
+		t.Errorf("%s %s, after the catalog: got the plugin in %q; want it in localPlugins only", commands[1], out, way)
+	}
+	if d.Spec.Template.Annotations["requestmirror/sources"] == "" {
+		t.Error("the pods have no annotation that changes with the sources")
+	}
+	if !strings.Contains(page(t, "how-to/install-on-kubernetes.md"), "`"+out+"`") {
+		t.Errorf("the page has no %s", out)
+	}
+	run("helm uninstall traefik -n traefik")
+
+	for i, want := range []string{"plugins", "localPlugins", "localPlugins"} {
+		run("helm install traefik '" + os.Getenv("HELM_CHART") + "' -n traefik --skip-crds --set deployment.labels.team=kept" +
+			" --set deployment.additionalVolumes[0].name=own,deployment.additionalVolumes[0].emptyDir.medium=Memory")
+		run(commands[i])
+		d, way := traefik()
+		if d.Labels["team"] != "kept" {
+			t.Errorf("%s: got the label %q; want that of the release", commands[i], d.Labels["team"])
+		}
+		if way != want {
+			t.Errorf("%s: got the plugin in %q; want it in %s", commands[i], way, want)
+		}
+		// The last one has a list of volumes: the page says that lists are not merged.
+		own := slices.ContainsFunc(d.Spec.Template.Spec.Volumes, func(v core.Volume) bool { return v.Name == "own" })
+		if own != (i < 2) {
+			t.Errorf("%s: got the volume of the release: %v; want %v", commands[i], own, i < 2)
+		}
+		run("helm uninstall traefik -n traefik")
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -203,6 +204,26 @@ func TestAPluginThatDoesNotLoad(t *testing.T) {
 				t.Errorf("no word of it: %s", p.log.tail())
 			}
 		})
+	}
+}
+
+// TestTwoPluginsOfOneNameKeepTraefikFromStarting is what comes of values for two ways to give
+// it the plugin.
+func TestTwoPluginsOfOneNameKeepTraefikFromStarting(t *testing.T) {
+	needSandbox(t)
+	text, err := built(filepath.Join(copied(t), "traefik"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	apply(t, parsed(t, string(text))...)
+	d, err := lab.cluster.client.AppsV1().Deployments("traefik").Get(t.Context(), "traefik", meta.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newPod(t, lab.cluster, d, "--experimental.plugins.requestmirror.moduleName=github.com/opencommit/requestmirror", "--experimental.plugins.requestmirror.version=v0.1.0")
+	await(t, "Traefik to give up", func() (bool, any) { return p.ended(), p.log.tail() })
+	if code := p.cmd.ProcessState.ExitCode(); code == 0 || !strings.Contains(p.log.String(), "must be unique") {
+		t.Errorf("got exit code %d; want another, and a word of the name: %s", code, p.log.tail())
 	}
 }
 

@@ -243,6 +243,31 @@ func TestNewSourcesRestartTraefik(t *testing.T) {
 	}
 }
 
+// TestNewSourcesRestartTraefikOfTheChart is what the annotation is for.
+func TestNewSourcesRestartTraefikOfTheChart(t *testing.T) {
+	annotations := map[string]bool{}
+	dir := repository(t)
+	for _, change := range []string{"", "// changed", ""} {
+		if err := appendTo(filepath.Join(dir, "mirror.go"), change); err != nil {
+			t.Fatal(err)
+		}
+		text, err := exec.Command(filepath.Join(dir, "examples", "kubernetes", "plugin-source.sh"), "helm").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var values struct {
+			Deployment struct{ PodAnnotations map[string]string }
+		}
+		if err := yaml.Unmarshal(text, &values); err != nil {
+			t.Fatal(err)
+		}
+		annotations[values.Deployment.PodAnnotations["requestmirror/sources"]] = true
+	}
+	if len(annotations) != 2 || annotations[""] {
+		t.Errorf("got %v; want one annotation for the same sources, and another for others", annotations)
+	}
+}
+
 func appendTo(file, text string) error {
 	content, err := os.ReadFile(file)
 	if err != nil {
