@@ -50,8 +50,8 @@ type cluster struct {
 }
 
 // startCluster starts one with nothing in it, that behaves as Kubernetes of the version, such as 1.33; of its own if that
-// is empty. All it writes is in dir.
-func startCluster(ctx context.Context, dir, version string) (*cluster, error) {
+// is empty. All it writes is in dir, but for what more arguments say.
+func startCluster(ctx context.Context, dir, version string, more ...string) (*cluster, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func startCluster(ctx context.Context, dir, version string) (*cluster, error) {
 	if version != "" {
 		args = append(args, "--emulated-version="+version)
 	}
-	c.server, err = start(exec.Command(server, args...))
+	c.server, err = start(exec.Command(server, append(args, more...)...))
 	if err == nil {
 		err = c.connect(ctx, token)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -59,11 +60,11 @@ func policed(t *testing.T) *cluster {
 }
 
 // newCluster is startCluster for tests.
-func newCluster(t *testing.T, name, version string) *cluster {
+func newCluster(t *testing.T, name, version string, more ...string) *cluster {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
-	c, err := startCluster(ctx, filepath.Join(lab.dir, name), version)
+	c, err := startCluster(ctx, filepath.Join(lab.dir, name), version, more...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -666,12 +667,24 @@ func TestThePolicyLeavesTheRestToTraefik(t *testing.T) {
 // oldest is the oldest Kubernetes that this API server can behave as.
 const oldest = "1.33"
 
+// audited has the API server log what concerns Middlewares, with what policies say of it.
+const audited = `
+apiVersion: audit.k8s.io/v1
+kind: Policy
+rules: [{level: Metadata, resources: [{group: traefik.io}]}]
+`
+
 // TestRollingThePolicyOutOnTheOldestKubernetes does what docs/how-to/roll-out-safely.md
 // says, in that order: the trial, the policy, the trial again, without it, and with it
-// again.
+// again. Each time it takes the ConfigMap away, too, and brings it back.
 func TestRollingThePolicyOutOnTheOldestKubernetes(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, "oldest", oldest)
+	audit := t.TempDir()
+	rules, log := filepath.Join(audit, "policy.yaml"), filepath.Join(audit, "log")
+	if err := os.WriteFile(rules, []byte(audited), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c := newCluster(t, "oldest", oldest, "--audit-policy-file="+rules, "--audit-log-path="+log)
 	defer c.stop()
 	if err := c.define(); err != nil {
 		t.Fatal(err)
@@ -698,10 +711,57 @@ func TestRollingThePolicyOutOnTheOldestKubernetes(t *testing.T) {
 		return err != nil && strings.Contains(err.Error(), problem), err
 	}
 
+	parameters := only(t, shipped(t, "policy"), "ConfigMap")
+	deleteParameters := func() {
+		t.Helper()
+		if err := c.remove(t.Context(), parameters); err != nil {
+			t.Fatal(err)
+		}
+	}
+	silent := func() (bool, any) {
+		c.warnings.take()
+		_, err := c.apply(context.Background(), bad, true)
+		said := c.warnings.take()
+		return err == nil && len(said) == 0, fmt.Sprint(said, err)
+	}
+
 	enforce(t, c, "policy-trial")
 	await(t, "a warning", warned)
+	await(t, "the audit log", func() (bool, any) {
+		text, err := os.ReadFile(log)
+		return err == nil && slices.ContainsFunc(strings.Split(string(text), "\n"), func(line string) bool {
+			return strings.Contains(line, "validation.policy.admission.k8s.io/validation_failure") && strings.Contains(line, "want a whole number from 1 to 1000000")
+		}), fmt.Sprint(len(text), " bytes ", err)
+	})
+	// The trial refuses nothing, not even where it does not know what to look at.
+	deleteParameters()
+	await(t, "the trial to say nothing without its parameters", silent)
+	applyOne(t, c, parameters)
+	await(t, "a warning with them", warned)
+
 	enforce(t, c, "policy")
 	await(t, "an objection", refused)
+
+	// Another name in Traefik is another one here.
+	renamed := parameters.DeepCopy()
+	set(t, renamed, "mirror", "data", "pluginName")
+	applyOne(t, c, renamed)
+	other := withSpec(t, "plugin: {mirror: {watchURL: http://a/, queueSize: 0}}")
+	await(t, "an objection to the plugin mirror", func() (bool, any) {
+		_, err := c.apply(context.Background(), other, true)
+		return err != nil && strings.Contains(err.Error(), "denied request: spec.plugin.mirror: "+problem), err
+	})
+	if said := verdict(t, c, bad); said != "" {
+		t.Errorf("the plugin requestmirror, where it is called mirror: got %q; want no objection", said)
+	}
+	deleteParameters()
+	missing := strings.TrimSpace(blocks(page(t, "reference/admission-policy.md"), "text")[1])
+	await(t, "an objection to everything", func() (bool, any) {
+		_, err := c.apply(context.Background(), middleware("default", "good", map[string]any{"watchURL": "http://a/"}), true)
+		return err != nil && strings.HasSuffix(err.Error(), missing), err
+	})
+	applyOne(t, c, parameters)
+	await(t, "an objection with them", refused)
 
 	// One from before may change, but not to something that is wrong, too.
 	old.SetLabels(map[string]string{"team": "a"})
@@ -732,11 +792,7 @@ func TestRollingThePolicyOutOnTheOldestKubernetes(t *testing.T) {
 	if err := c.remove(context.Background(), only(t, shipped(t, "policy"), "ValidatingAdmissionPolicyBinding")); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the policy to be without effect", func() (bool, any) {
-		c.warnings.take()
-		_, err := c.apply(context.Background(), bad, true)
-		return err == nil && len(c.warnings.take()) == 0, err
-	})
+	await(t, "the policy to be without effect", silent)
 	enforce(t, c, "policy")
 	await(t, "an objection again", refused)
 
