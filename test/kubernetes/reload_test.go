@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -48,6 +49,8 @@ func TestUpdatesUnderLoadLoseNothing(t *testing.T) {
 	options := func(revision int) map[string]any {
 		return map[string]any{
 			"watchURL": receiver.url, "signingSecrets": []any{"urn:k8s:secret:reload:signing"}, "queueSize": int64(100000),
+			// Longer than a test may take: what an old pipeline has must not be given up on a machine with much other work.
+			"drainTimeout": "60s", "maxAge": "10m",
 			"timeout": fmt.Sprintf("%ds", 10+revision), "attributes": map[string]any{"revision": fmt.Sprint(revision)}, "strict": true,
 		}
 	}
@@ -108,47 +111,57 @@ func TestUpdatesUnderLoadLoseNothing(t *testing.T) {
 	t.Logf("%d requests over 5 updates, none failed and none lost", total)
 }
 
+// rotations is how often a secret is replaced until the new one counts in time. One that is
+// late may be due to other work of the machine.
+const rotations = 3
+
 // TestANewSecretSignsWithinASecond replaces what is in a Secret, once as Traefik reads it,
 // once as a file in Traefik's pod. What Traefik shows of both differs. Where another
 // change came just before, Traefik waits.
 func TestANewSecretSignsWithinASecond(t *testing.T) {
 	needSandbox(t)
-	before, after := whsec(32), whsec(40)
-	receiver := newRecorder(t, before, after)
+	var secrets []string // each signs once, so that none is taken for another
+	for i := range rotations + 1 {
+		secrets = append(secrets, whsec(32+8*i))
+	}
+	receiver := newRecorder(t, secrets...)
 	tests := []struct {
 		name      string
 		reference string
 		quiet     bool // no other change came just before
-		change    func(traefik *pod) error
+		change    func(traefik *pod, to string) error
 		within    time.Duration // as the page says
 		shown     bool
 	}{
-		{"urn", "urn:k8s:secret:rotation:signing", true, func(*pod) error {
-			return applyServed(lab.cluster, secret("rotation", "rotation", after))
+		{"urn", "urn:k8s:secret:rotation:signing", true, func(_ *pod, to string) error {
+			return applyServed(lab.cluster, secret("rotation", "rotation", to))
 		}, time.Second, true},
-		{"busy", "urn:k8s:secret:busy:signing", false, func(*pod) error {
-			return applyServed(lab.cluster, secret("rotation", "busy", after))
+		{"busy", "urn:k8s:secret:busy:signing", false, func(_ *pod, to string) error {
+			return applyServed(lab.cluster, secret("rotation", "busy", to))
 		}, throttle + time.Second, true},
 		// Files are looked at once a second, whatever Traefik does.
-		{"file", "file:/run/secrets/request-mirror/signing", false, func(traefik *pod) error {
-			if err := applyServed(lab.cluster, secret("traefik", "request-mirror", after)); err != nil {
+		{"file", "file:/run/secrets/request-mirror/signing", false, func(traefik *pod, to string) error {
+			if err := applyServed(lab.cluster, secret("traefik", "request-mirror", to)); err != nil {
 				return err
 			}
 			return traefik.write("secrets") // as a kubelet does within a minute
 		}, time.Second, false},
 	}
-	apply(t, secret("rotation", "rotation", before), secret("rotation", "busy", before), secret("traefik", "request-mirror", before))
-	mirror := func(name, reference, revision string) *unstructured.Unstructured {
+	apply(t, secret("rotation", "rotation", secrets[0]), secret("rotation", "busy", secrets[0]), secret("traefik", "request-mirror", secrets[0]))
+	mirror := func(name, reference string, revision int) *unstructured.Unstructured {
 		return middleware("rotation", name, map[string]any{
-			"watchURL": receiver.url, "signingSecrets": []any{reference}, "attributes": map[string]any{"revision": revision}, "strict": true,
+			"watchURL": receiver.url, "signingSecrets": []any{reference}, "attributes": map[string]any{"revision": fmt.Sprint(revision)}, "strict": true,
 		})
 	}
 	for _, test := range tests {
-		apply(t, mirror(test.name, test.reference, "first"))
+		apply(t, mirror(test.name, test.reference, 0))
 		site(t, lab.cluster, "rotation", test.name)
 		apply(t, ingress(t, "rotation", test.name, test.name+".rotation.test", "rotation-"+test.name+"@kubernetescrd"))
 	}
 	traefik := installed(t, "traefik", append(watched, "--log.level=DEBUG")...)
+	secretIn := func(text string) bool {
+		return slices.ContainsFunc(secrets, func(s string) bool { return strings.Contains(text, s) })
+	}
 
 	for _, test := range tests {
 		host := test.name + ".rotation.test"
@@ -163,36 +176,42 @@ func TestANewSecretSignsWithinASecond(t *testing.T) {
 				return len(signed) > 0, n
 			})
 		}
-		if test.quiet {
-			awaitQuiet(t, traefik)
-		} else {
-			applyOne(t, lab.cluster, mirror(test.name, test.reference, "second"))
+		rotate := func(i int) time.Duration {
+			t.Helper()
+			if test.quiet {
+				awaitQuiet(t, traefik)
+			} else {
+				applyOne(t, lab.cluster, mirror(test.name, test.reference, i))
+			}
+			awaitSigned("an event that the old secret signs", func(e event) bool {
+				return e.Secret == secrets[i-1] && (test.quiet || e.Data.Attributes["revision"] == fmt.Sprint(i))
+			})
+			changed := time.Now()
+			if err := test.change(traefik, secrets[i]); err != nil {
+				t.Fatal(err)
+			}
+			awaitSigned("an event that the new secret signs", func(e event) bool { return e.Secret == secrets[i] })
+			return time.Since(changed)
 		}
-		awaitSigned("an event that the first secret signs", func(e event) bool {
-			return e.Secret == before && (test.quiet || e.Data.Attributes["revision"] == "second")
-		})
-		changed := time.Now()
-		if err := test.change(traefik); err != nil {
-			t.Fatal(err)
+		var took []time.Duration
+		for i := 1; i <= rotations && (i == 1 || took[i-2] > test.within); i++ {
+			took = append(took, rotate(i).Round(time.Millisecond))
 		}
-		awaitSigned("an event that the new secret signs", func(e event) bool { return e.Secret == after })
-		took := time.Since(changed)
-		t.Logf("%s: signed with the new secret after %v", test.name, took.Round(time.Millisecond))
-		// A second more, where the machine has other work.
-		if took > test.within+time.Second {
-			t.Errorf("%s: signed with the new secret after %v; want at most %v", test.name, took, test.within)
+		t.Logf("%s: signed with the new secret after %v", test.name, took)
+		if took[len(took)-1] > test.within {
+			t.Errorf("%s: signed with the new secret after %v; want at most %v, once", test.name, took, test.within)
 		}
 		_, api := api(t, "/api/http/middlewares/rotation-"+test.name+"@kubernetescrd")
-		if got := strings.Contains(api, after) || strings.Contains(api, before); got != test.shown {
+		if got := secretIn(api); got != test.shown {
 			t.Errorf("%s: the secret in Traefik's API: got %v; want %v", test.name, got, test.shown)
 		}
 	}
 	for _, line := range strings.Split(traefik.log.String(), "\n") {
-		if strings.Contains(line, before) && !strings.Contains(line, "Configuration received") {
+		if secretIn(line) && !strings.Contains(line, "Configuration received") {
 			t.Errorf("a secret in the log, beyond what Traefik shows of its configuration: %s", line)
 		}
 	}
-	if !strings.Contains(traefik.log.String(), before) {
+	if !secretIn(traefik.log.String()) {
 		t.Error("the debug log has no resolved secret any more: docs/how-to/install-on-kubernetes.md says that it has")
 	}
 	receiver.check(t)
