@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -225,6 +226,63 @@ func TestTwoPluginsOfOneNameKeepTraefikFromStarting(t *testing.T) {
 	if code := p.cmd.ProcessState.ExitCode(); code == 0 || !strings.Contains(p.log.String(), "must be unique") {
 		t.Errorf("got exit code %d; want another, and a word of the name: %s", code, p.log.tail())
 	}
+}
+
+// TestAMiddlewareThatTheEntryPointMissesTakesAllRoutesDown takes it away, and brings it back.
+func TestAMiddlewareThatTheEntryPointMissesTakesAllRoutesDown(t *testing.T) {
+	needSandbox(t)
+	site(t, lab.cluster, "mistakes", "site")
+	hosts := []string{"one.mistakes.test", "other.mistakes.test"}
+	for _, host := range hosts {
+		route := ingress(t, "mistakes", "site", host, "")
+		route.SetName(host)
+		apply(t, route)
+	}
+	installed(t, "entrypoint")
+	there := func() {
+		t.Helper()
+		for _, host := range hosts {
+			awaitRoute(t, host)
+		}
+	}
+	there()
+	mirror := shipped(t, "entrypoint/middleware.yaml")[0]
+	if err := lab.cluster.remove(t.Context(), mirror); err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range hosts {
+		await(t, "404 of "+host, func() (bool, any) {
+			status, _, err := post(host, "/", "")
+			return err == nil && status == http.StatusNotFound, fmt.Sprint(status, err)
+		})
+	}
+	applyOne(t, lab.cluster, mirror)
+	there()
+}
+
+// TestATraefikOutsideTakesKUBECONFIGOverItsOptions gives it an address where nothing is, and
+// the way to the cluster in its environment.
+func TestATraefikOutsideTakesKUBECONFIGOverItsOptions(t *testing.T) {
+	needSandbox(t)
+	site(t, lab.cluster, "mistakes", "site")
+	apply(t, append(shippedTraefik(t, "classes.yaml"), ingress(t, "mistakes", "site", "outside.mistakes.test", ""))...)
+	config, err := lab.cluster.kubeconfig(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(lab.traefik, "--entryPoints.web.address=:8000", "--providers.kubernetesIngress.endpoint=https://127.0.0.1:1", "--providers.kubernetesIngress.token=nobody")
+	cmd.Env = []string{"KUBECONFIG=" + config}
+	p, err := start(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		p.kill()
+		if t.Failed() {
+			t.Log(p.log.tail())
+		}
+	})
+	awaitRoute(t, "outside.mistakes.test")
 }
 
 // shippedTraefik reads files of examples/kubernetes/traefik.
