@@ -203,6 +203,25 @@ func TestThePagesNameWhatIsThere(t *testing.T) {
 	}
 }
 
+// TestTheCompatibilityPageHasTheVersionsOfTheseTests reads them where they are pinned.
+func TestTheCompatibilityPageHasTheVersionsOfTheseTests(t *testing.T) {
+	text := page(t, "reference/compatibility.md")
+	for _, row := range []struct{ file, pin, want string }{
+		{"go.mod", `(?m)^\s*k8s\.io/kubernetes v(\S+)`, "| Kubernetes | tested: the API server %s and, by its emulation, " + oldest + ","},
+		{"../traefik/go.mod", `(?m)^\s*sigs\.k8s\.io/gateway-api (v\S+)`, "| Gateway API | tested: %s,"},
+		{"chart.sh", `(?m)^version=(\S+)`, "| Helm | tested: Traefik's chart %s,"},
+		{"helm/go.mod", `(?m)^\s*helm\.sh/helm/v3 v(\S+)`, ", with Helm %s."},
+	} {
+		version, err := pinned(row.file, regexp.MustCompile(row.pin))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := fmt.Sprintf(row.want, version); !strings.Contains(text, want) {
+			t.Errorf("docs/reference/compatibility.md: got no %q; want the version of %s", want, row.file)
+		}
+	}
+}
+
 // row is one of a table with two columns of code.
 var row = regexp.MustCompile("(?m)^\\| `(.+?)` \\| (`.+`) \\|$")
 
