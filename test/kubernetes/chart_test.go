@@ -198,24 +198,34 @@ func TestTheChartTakesTheValues(t *testing.T) {
 			await(t, "the event", func() (bool, any) {
 				return strings.Contains(receiver.log.String(), ` POST /by-chart from 127.0.0.1, 6 bytes "a body"`), receiver.log.String()
 			})
+			for _, said := range []string{"Loading plugins...", "Plugins loaded."} {
+				if !strings.Contains(traefik.log.String(), said) {
+					t.Errorf("Traefik's log: got no %q, which the page has", said)
+				}
+			}
+			for _, line := range strings.Split(traefik.log.String(), "\n") {
+				if strings.Contains(line, "requestmirror") && !strings.Contains(line, "Loading plugins...") && !strings.Contains(line, "Plugins loaded.") {
+					t.Errorf("Traefik's log has more of the plugin than the page says: %s", line)
+				}
+			}
 		})
 	}
 }
 
-// chartCommands are those of Helm on the page, for the chart that is here. Traefik's own
+// chartCommands are those of Helm on a page, for the chart that is here. Traefik's own
 // resources are there already.
-func chartCommands(t *testing.T) []string {
+func chartCommands(t *testing.T, name string, count int) []string {
 	t.Helper()
 	var list []string
-	for _, block := range blocks(page(t, "how-to/install-on-kubernetes.md"), "sh") {
+	for _, block := range blocks(page(t, name), "sh") {
 		for _, line := range strings.Split(strings.TrimSpace(block), "\n") {
 			if strings.HasPrefix(line, "helm ") {
 				list = append(list, strings.Replace(line, " traefik/traefik ", " '"+os.Getenv("HELM_CHART")+"' ", 1)+" --skip-crds")
 			}
 		}
 	}
-	if len(list) != 3 {
-		t.Fatalf("got %q; want 3 commands", list)
+	if len(list) != count {
+		t.Fatalf("%s: got %q; want %d commands of Helm", name, list, count)
 	}
 	return list
 }
@@ -260,11 +270,17 @@ func TestTheCommandsOfHelmKeepWhatARunningTraefikHas(t *testing.T) {
 		return d, strings.Join(ways, "+")
 	}
 	run("examples/kubernetes/plugin-source.sh helm > plugin-values.yaml")
-	commands := chartCommands(t)
+	commands := chartCommands(t, "how-to/install-on-kubernetes.md", 3)
+	removal := chartCommands(t, "how-to/roll-out-safely.md", 1)[0]
 	run(commands[0])
 	if _, way := traefik(); way != "plugins" {
 		t.Errorf("%s, where no release is: got the plugin in %q; want it in plugins", commands[0], way)
 	}
+	run(removal)
+	if _, way := traefik(); way != "" {
+		t.Errorf("%s: got the plugin in %q; want it nowhere", removal, way)
+	}
+	run(commands[0])
 	// To another way, which the chart must not mix with the first one.
 	const out = "--set experimental.plugins.requestmirror=null"
 	run(commands[1] + " " + out)

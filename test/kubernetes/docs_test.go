@@ -71,11 +71,11 @@ func pageObjects(t *testing.T, name string) []string {
 // tests of all pages run.
 var elsewhere = []string{"api", "entryPoints", "experimental", "http", "log", "providers", "services"}
 
-// blocks are the fenced ones of a language.
+// blocks are the fenced ones of a language, also those under the items of lists.
 func blocks(text, lang string) []string {
 	var list []string
-	for _, found := range regexp.MustCompile("(?ms)^```"+lang+"\n(.*?)^```$").FindAllStringSubmatch(text, -1) {
-		list = append(list, found[1])
+	for _, found := range regexp.MustCompile("(?ms)^( *)```"+lang+"\n(.*?)^ *```$").FindAllStringSubmatch(text, -1) {
+		list = append(list, strings.TrimPrefix(strings.ReplaceAll("\n"+found[2], "\n"+found[1], "\n"), "\n"))
 	}
 	return list
 }
