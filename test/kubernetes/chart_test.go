@@ -280,39 +280,39 @@ func TestTheCommandsOfHelmKeepWhatARunningTraefikHas(t *testing.T) {
 	if _, way := traefik(); way != "" {
 		t.Errorf("%s: got the plugin in %q; want it nowhere", removal, way)
 	}
-	run(commands[0])
-	// To another way, which the chart must not mix with the first one.
+	run("helm uninstall traefik -n traefik")
+
+	// One way after the other, in a release with values of its own. The chart must not mix the
+	// first two.
 	const out = "--set experimental.plugins.requestmirror=null"
-	run(commands[1] + " " + out)
-	d, way := traefik()
-	if way != "localPlugins" {
-		t.Errorf("%s %s, after the catalog: got the plugin in %q; want it in localPlugins only", commands[1], out, way)
-	}
-	if d.Spec.Template.Annotations["requestmirror/sources"] == "" {
-		t.Error("the pods have no annotation that changes with the sources")
-	}
 	if !strings.Contains(page(t, "how-to/install-on-kubernetes.md"), "`"+out+"`") {
 		t.Errorf("the page has no %s", out)
 	}
-	run("helm uninstall traefik -n traefik")
-
-	for i, want := range []string{"plugins", "localPlugins", "localPlugins"} {
-		run("helm install traefik '" + os.Getenv("HELM_CHART") + "' -n traefik --skip-crds --set deployment.labels.team=kept" +
-			" --set deployment.additionalVolumes[0].name=own,deployment.additionalVolumes[0].emptyDir.medium=Memory")
-		run(commands[i])
+	run("helm install traefik '" + os.Getenv("HELM_CHART") + "' -n traefik --skip-crds --set deployment.labels.team=kept" +
+		" --set deployment.additionalVolumes[0].name=own,deployment.additionalVolumes[0].emptyDir.medium=Memory")
+	for _, step := range []struct {
+		line, way string
+		volume    bool // of the release: the last way has a list of volumes, and the page says that lists are not merged
+	}{
+		{commands[0], "plugins", true},
+		{commands[1] + " " + out, "localPlugins", true},
+		{commands[2], "localPlugins", false},
+	} {
+		run(step.line)
 		d, way := traefik()
+		if way != step.way {
+			t.Errorf("%s: got the plugin in %q; want it in %s", step.line, way, step.way)
+		}
 		if d.Labels["team"] != "kept" {
-			t.Errorf("%s: got the label %q; want that of the release", commands[i], d.Labels["team"])
+			t.Errorf("%s: got the label %q; want that of the release", step.line, d.Labels["team"])
 		}
-		if way != want {
-			t.Errorf("%s: got the plugin in %q; want it in %s", commands[i], way, want)
-		}
-		// The last one has a list of volumes: the page says that lists are not merged.
 		own := slices.ContainsFunc(d.Spec.Template.Spec.Volumes, func(v core.Volume) bool { return v.Name == "own" })
-		if own != (i < 2) {
-			t.Errorf("%s: got the volume of the release: %v; want %v", commands[i], own, i < 2)
+		if own != step.volume {
+			t.Errorf("%s: got the volume of the release: %v; want %v", step.line, own, step.volume)
 		}
-		run("helm uninstall traefik -n traefik")
+		if strings.Contains(step.line, "plugin-values.yaml") && d.Spec.Template.Annotations["requestmirror/sources"] == "" {
+			t.Errorf("%s: the pods have no annotation that changes with the sources", step.line)
+		}
 	}
 }
 
