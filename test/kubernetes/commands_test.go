@@ -34,8 +34,10 @@ spec:
 
 // TestTheCommandsOfThePagesWork runs what the pages tell with kubectl, in the oldest
 // Kubernetes, of which nothing but the namespaces is there, and sends a request through
-// what is there then.
+// what is there then. Of the tests that run at the same time, which begin when all others
+// have ended, only this one has a Traefik and so its ports.
 func TestTheCommandsOfThePagesWork(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "commands", oldest)
 	t.Cleanup(c.stop) // after all that is cleaned up in it
 	bin, err := findProgram("kubectl")

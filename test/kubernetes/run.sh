@@ -42,8 +42,9 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 go vet ./...
 code=0
-# Three times what it may take on two cores, as these may have other work.
-go test -count=1 -shuffle=on -timeout 6m -v "$@" ./... >"$log" 2>&1 || code=$?
+# Three times what it may take on two cores, as these may have other work. Tests wait for
+# servers more than they work, so more of them run at a time than there are cores.
+go test -count=1 -shuffle=on -parallel 4 -timeout 6m -v "$@" ./... >"$log" 2>&1 || code=$?
 # One line for each test, what was not tested, and all of it if something is wrong.
 if [ "$code" -ne 0 ]; then
 	cat "$log"
