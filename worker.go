@@ -576,6 +576,7 @@ func run(w *worker) {
 			continue
 		}
 		w.delivery = nil
+		took := time.Since(begun).Seconds()
 		// What takes a loop comes before the lock, for which requests wait.
 		freed = 0
 		for _, c = range d.events {
@@ -599,7 +600,6 @@ func run(w *worker) {
 			settleBodies(p, rare)
 			rare = nil
 		}
-		took := time.Since(begun).Seconds()
 		p.mu.Lock()
 		counts := p.counts
 		counts.attempts[sort.SearchFloat64s(attemptBounds, took)]++
